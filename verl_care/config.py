@@ -1,0 +1,264 @@
+"""Typed config of the top-level ``care:`` node.
+
+One frozen dataclass per YAML node; ``conf/care/base.yaml`` equals the defaults here. Imports neither torch nor verl, so
+that a config can be checked anywhere. Constants are those of the published code: arXiv 2606.19927, repository
+1Pansy/Video-CARE, ``grpo_trainer.py``, function ``compute_effort_reward``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+STAGES = ("explore_hard", "explore", "refine", "concise")
+"""Stage names in order of competence; the index is what ``care/stage`` logs."""
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}; got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One row of the stage table: slope, amplifier and coefficient of the effort.
+
+    With R the pass rate of the row's group, P the competence, a the anchor, D = R - P and (x)+ = max(x, 0):
+
+    ``lengthen``: k =   slope + slope_pass_rate * (a - R)  + slope_competence * (a - P);   amplifier 1 + c * |D|
+    ``shorten``:  k = -(slope + slope_pass_rate * (R - a)+ + slope_competence * (P - a));  amplifier 1 + c * (D)+
+    """
+
+    direction: str
+    """``lengthen``: longer correct responses earn more; ``shorten``: shorter ones do."""
+    slope: float
+    """Slope of the logistic at the anchor, per unit of effort ratio."""
+    slope_pass_rate: float
+    """What the distance of the group's pass rate from the anchor adds to the slope."""
+    slope_competence: float
+    """What the distance of the competence from the anchor adds to the slope."""
+    amplifier: float
+    """Weight c of the surprise in the amplifier; 0 switches it off."""
+    coefficient: float
+    """Weight of the effort in the reward; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        _require(self.direction in ("lengthen", "shorten"), "direction", self.direction, "lengthen or shorten")
+        for name in ("slope", "slope_pass_rate", "slope_competence", "amplifier", "coefficient"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, name, value, "a finite number >= 0")
+
+
+def _stage(direction: str, slope: float, pass_rate: float, competence: float, amplifier: float, coefficient: float):
+    return field(
+        default_factory=lambda: StageConfig(
+            direction=direction,
+            slope=slope,
+            slope_pass_rate=pass_rate,
+            slope_competence=competence,
+            amplifier=amplifier,
+            coefficient=coefficient,
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CareConfig:
+    """Every constant of CARE's effort; the defaults are the published ones."""
+
+    ema_decay: float = 0.99
+    """λ: weight of the old competence in an update."""
+    initial_competence: float = 0.60
+    """P_b before the first update."""
+    anchor: float = 0.70
+    """a: pass rate and competence at which the slopes have their base value."""
+    explore_threshold: float = 0.65
+    """Competence at which explore begins; below it the stage is explore_hard."""
+    refine_threshold: float = 0.70
+    """Competence at which refine begins."""
+    concise_threshold: float = 0.75
+    """Competence at which concise begins."""
+    correct_threshold: float = 0.1
+    """Responses with an accuracy above this count as correct in the length calibration."""
+    length_scale: float = 2.5
+    """ω: multiple of the mean correct length that is taken as reference length."""
+    length_floor_tokens: float = 300.0
+    """L_floor: lowest reference length, in tokens; also the reference when no response is correct."""
+    length_quantile: float = 0.75
+    """Quantile of all lengths that bounds the reference from below (linear interpolation)."""
+    length_quantile_weight: float = 0.5
+    """Weight of that quantile."""
+    eps: float = 1e-6
+    """Added to the reference length before dividing."""
+    effort_cap: float = 0.95
+    """Upper bound of logistic times amplifier."""
+    explore_hard: StageConfig = _stage("lengthen", 3.0, 0.2, 0.3, 1.0, 0.30)
+    explore: StageConfig = _stage("lengthen", 1.2, 0.2, 0.1, 0.5, 0.25)
+    refine: StageConfig = _stage("shorten", 1.2, 0.2, 0.1, 0.2, 0.20)
+    concise: StageConfig = _stage("shorten", 3.0, 0.5, 0.3, 0.5, 0.20)
+    amplifier: bool = True
+    """False: the amplifier is 1 in every stage (ablation)."""
+    calibration: bool = True
+    """False: the reference length is ``length_floor_tokens`` whatever the batch holds (ablation)."""
+    fixed_stage: str | None = None
+    """One of the four stages, whatever the competence (ablation: no competence routing); null: by competence."""
+    statistics: str = "batch"
+    """Where mean correct length and quantile are taken: ``batch`` or ``group`` (one prompt, as published)."""
+    ema_per: str = "step"
+    """``step``: one λ per update; ``prompt``: λ^(prompts / ema_prompts), so that memory does not grow with the batch."""
+    ema_prompts: int = 8
+    """Prompts that one λ stands for with ``ema_per: prompt`` (the published run saw 8 a step, one on each device)."""
+    competence_scope: str = "global"
+    """``global``: one competence for the run; ``replicas(n)``: n of them, each fed by its share of the prompts (the
+    published code keeps one a rank). On a command line ``replicas:8`` needs no quotes."""
+
+    def __post_init__(self) -> None:
+        for name in ("ema_decay", "initial_competence", "anchor", "length_quantile"):
+            value = getattr(self, name)
+            _require(0.0 <= value <= 1.0, name, value, "a number in [0, 1]")
+        thresholds = (self.explore_threshold, self.refine_threshold, self.concise_threshold)
+        _require(
+            list(thresholds) == sorted(thresholds),
+            "explore_threshold, refine_threshold, concise_threshold",
+            thresholds,
+            "three numbers in rising order",
+        )
+        _require(self.length_floor_tokens > 0, "length_floor_tokens", self.length_floor_tokens, "a number > 0")
+        _require(self.length_scale > 0, "length_scale", self.length_scale, "a number > 0")
+        _require(
+            self.length_quantile_weight >= 0, "length_quantile_weight", self.length_quantile_weight, "a number >= 0"
+        )
+        _require(self.eps >= 0, "eps", self.eps, "a number >= 0")
+        _require(self.effort_cap > 0, "effort_cap", self.effort_cap, "a number > 0")
+        _require(
+            self.fixed_stage is None or self.fixed_stage in STAGES,
+            "fixed_stage",
+            self.fixed_stage,
+            f"null or one of {STAGES}",
+        )
+        _require(self.statistics in ("batch", "group"), "statistics", self.statistics, "batch or group")
+        _require(self.ema_per in ("step", "prompt"), "ema_per", self.ema_per, "step or prompt")
+        _require(self.ema_prompts >= 1, "ema_prompts", self.ema_prompts, "an integer >= 1")
+        _require(
+            self.num_competences >= 1, "competence_scope", self.competence_scope, "global, replicas(n) or replicas:n"
+        )
+
+    @property
+    def num_competences(self) -> int:
+        """How many competences the run keeps: 1, or n of ``replicas(n)``; 0 for an unreadable scope."""
+        if self.competence_scope == "global":
+            return 1
+        match = re.fullmatch(r"replicas(?:\((\d+)\)|:(\d+))", self.competence_scope)
+        return int(match.group(1) or match.group(2)) if match else 0
+
+    def stage_of(self, competence: float) -> str:
+        """Stage at this competence; a threshold belongs to the stage that begins there."""
+        if self.fixed_stage is not None:
+            return self.fixed_stage
+        thresholds = (self.explore_threshold, self.refine_threshold, self.concise_threshold)
+        return STAGES[sum(competence >= threshold for threshold in thresholds)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """Temporal contrast of T-GRPO (arXiv 2503.21776; Video-R1 ``grpo_trainer.py``)."""
+
+    enabled: bool = True
+    """Adds the bonus where a group has responses on shuffled frames; a group without them gets none."""
+    bonus: float = 0.3
+    """Added to the reward of each correct response of a group that passes."""
+    factor: float = 0.8
+    """A group passes when accuracy on ordered frames >= factor * accuracy on shuffled frames (paper 1.0, code 0.8)."""
+    margin: float = 0.0
+    """Added to the right-hand side: by how much ordered frames must win."""
+    correct_threshold: float = 0.1
+    """Responses with an accuracy above this earn the bonus."""
+
+    def __post_init__(self) -> None:
+        _require(self.bonus >= 0, "bonus", self.bonus, "a number >= 0")
+        _require(self.factor >= 0, "factor", self.factor, "a number >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutLogConfig:
+    """The per-rollout log under ``<trainer.default_local_dir>/care_rollouts``."""
+
+    enabled: bool = True
+    """Writes one Parquet file a step."""
+    max_gib: float = 20.0
+    """Size of the folder beyond which response texts are no longer written (numbers always are), in GiB."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_gib >= 0, "max_gib", self.max_gib, "a number >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole ``care:`` node."""
+
+    hook: str | None = None
+    """Written by our trainers when they start; a verl_care reward manager that finds null refuses to run."""
+    on_missing_state: str = "refuse"
+    """On resume without ``care_state.json``: ``refuse``, or ``fresh`` to begin anew with a warning."""
+    token_selection: str = "none"
+    """Which tokens train; ``none`` trains all of them."""
+    scoring: str = "strict"
+    """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""
+    poll_interval: float = 0.1
+    """Seconds between two looks of the synchronous replay buffer at finished rollouts (verl: 2.0)."""
+    shaping: CareConfig = field(default_factory=CareConfig)
+    """Constants of CARE's effort."""
+    rules: dict[str, Any] = field(default_factory=dict)
+    """Constants of the other length rules, ``care.rules.<rule>.<constant>``."""
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    rollout_log: RolloutLogConfig = field(default_factory=RolloutLogConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.on_missing_state in ("refuse", "fresh"), "on_missing_state", self.on_missing_state, "refuse or fresh"
+        )
+        _require(self.scoring in ("strict", "lenient"), "scoring", self.scoring, "strict or lenient")
+        _require(self.token_selection == "none", "token_selection", self.token_selection, "none")
+        _require(self.poll_interval > 0, "poll_interval", self.poll_interval, "a number > 0")
+
+
+def load_config(node: Mapping[str, Any] | None) -> Config:
+    """Makes the typed config from the composed ``care:`` node.
+
+    Args:
+        node: the node as OmegaConf or plain mapping; None gives the defaults.
+
+    Raises:
+        ValueError: an unknown key, a wrong type or a value out of range, in one line that names the key.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    schema = OmegaConf.structured(Config)
+    _clear_readonly(schema)
+    try:
+        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node or {})
+        return OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    except (OmegaConfBaseException, ValueError) as error:
+        key = getattr(error, "full_key", None)
+        where = f"care.{key}: " if key else "care: "
+        raise ValueError(where + str(error).splitlines()[0]) from None
+
+
+def _clear_readonly(node: Any) -> None:
+    # A frozen dataclass makes a read-only schema node, onto which OmegaConf refuses to merge.
+    from omegaconf import DictConfig, OmegaConf
+
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _clear_readonly(child)
+
+
+def constant_names() -> list[str]:
+    """Names of CARE's constants, for tools that list them."""
+    return [f.name for f in fields(CareConfig)]
