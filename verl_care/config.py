@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 STAGES = ("explore_hard", "explore", "refine", "concise")
@@ -108,7 +108,7 @@ class CareConfig:
     statistics: str = "batch"
     """Where mean correct length and quantile are taken: ``batch`` or ``group`` (one prompt, as published)."""
     ema_per: str = "step"
-    """``step``: one λ per update; ``prompt``: λ^(prompts / ema_prompts), so that memory does not grow with the batch."""
+    """``step``: one λ per update; ``prompt``: λ^(prompts / ema_prompts), a memory that the batch size leaves alone."""
     ema_prompts: int = 8
     """Prompts that one λ stands for with ``ema_per: prompt`` (the published run saw 8 a step, one on each device)."""
     competence_scope: str = "global"
@@ -257,8 +257,3 @@ def _clear_readonly(node: Any) -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
             _clear_readonly(child)
-
-
-def constant_names() -> list[str]:
-    """Names of CARE's constants, for tools that list them."""
-    return [f.name for f in fields(CareConfig)]

@@ -42,6 +42,6 @@ def get_rule(name: str, **constants: Any) -> Rule:
     """
     cls = get_rule_class(name)
     try:
-        return cls(**constants)
+        return cls.from_constants(**constants)
     except (TypeError, ValueError) as error:
         raise ValueError(f"rule {name}: {error}") from None

@@ -141,6 +141,15 @@ class Rule:
             raise ValueError(f"{self.name} keeps no state; got {sorted(data)}")
         return NoState()
 
+    def state_metrics(self, state: Any) -> dict[str, float]:
+        """Metrics of the state after an update; the last update of a step counts, where others are averaged."""
+        return {}
+
+    @classmethod
+    def from_constants(cls, **constants: Any) -> Rule:
+        """The rule with these constants, by the names that a config uses."""
+        return cls(**constants)
+
     def shape(self, batch: ShapingBatch, state: Any) -> tuple[Shaped, Any]:
         """Bonus of each response and the next state."""
         raise NotImplementedError

@@ -180,6 +180,10 @@ class CareRule(Rule):
 
     config: CareConfig = field(default_factory=CareConfig)
 
+    @classmethod
+    def from_constants(cls, **constants: Any) -> CareRule:
+        return cls(config=CareConfig(**constants))
+
     def initial_state(self) -> CompetenceState:
         return CompetenceState((self.config.initial_competence,) * self.config.num_competences)
 
@@ -208,19 +212,22 @@ class CareRule(Rule):
         without_amplifier = _merge(outputs, "bonus_without_amplifier", len(batch))
         stage_index = sum(STAGES.index(out.stage) for _, out in outputs) / len(outputs)
         metrics = {
-            "care/competence": state.mean,
             "care/stage": stage_index,
             "care/effort_ratio": float(merged["effort_ratio"].mean()),
             "care/effort/capped_share": float(merged["capped"].float().mean()),
         }
-        if len(competences) > 1:
-            metrics["care/competence_spread"] = float(torch.tensor(competences).std())
         columns = {
             "effort_ratio": merged["effort_ratio"],
             "stage": _stages(outputs, len(batch)),
             "bonus_without_amplifier": without_amplifier,
         }
         return Shaped(bonus=merged["bonus"], metrics=metrics, columns=columns), state
+
+    def state_metrics(self, state: CompetenceState) -> dict[str, float]:
+        metrics = {"care/competence": state.mean}
+        if len(state.competence) > 1:
+            metrics["care/competence_spread"] = float(torch.tensor(state.competence).std())
+        return metrics
 
     def _call(
         self, batch: ShapingBatch, competence: float, evicted: Tensor | None, rows: Tensor | None = None

@@ -75,7 +75,7 @@ def group_max(values_N: Tensor, group_N: Tensor) -> Tensor:
 
 
 def quantile(values_N: Tensor, q: float) -> Tensor:
-    """Quantile with linear interpolation, a 0-d tensor; by selection, as torch.quantile sorts and is bounded in size."""
+    """Quantile with linear interpolation, 0-d; by selection, as torch.quantile sorts and is bounded in size."""
     position = q * (values_N.numel() - 1)
     below = int(position)
     low = torch.kthvalue(values_N, below + 1).values
