@@ -115,3 +115,50 @@ def group_advantage(reward_N: Tensor, group_N: Tensor, *, norm_by_std: bool = Tr
         centred_N = centred_N / (group_std(reward_N, group_N) + eps)
         return torch.where(alone_N, reward_N / (1 + eps), centred_N)
     return torch.where(alone_N, reward_N, centred_N)
+
+
+def masked_count(mask_N: Tensor, index_N: Tensor, num_groups: int) -> Tensor:
+    """Members of each group where ``mask_N`` (N,), bool, is true, (G,), int64."""
+    return torch.zeros(num_groups, dtype=torch.int64, device=mask_N.device).index_add_(0, index_N, mask_N.long())
+
+
+def masked_mean(values_N: Tensor, mask_N: Tensor, index_N: Tensor, num_groups: int) -> Tensor:
+    """Mean of each group over the members where ``mask_N`` is true, (G,); 0 for a group without one."""
+    kept_N = torch.where(mask_N, values_N, torch.zeros_like(values_N))
+    total_G = values_N.new_zeros(num_groups).index_add_(0, index_N, kept_N)
+    return total_G / masked_count(mask_N, index_N, num_groups).clamp(min=1).to(values_N.dtype)
+
+
+def masked_variance(
+    values_N: Tensor, mask_N: Tensor, index_N: Tensor, num_groups: int, *, correction: int = 0
+) -> Tensor:
+    """Variance of each group over the members where ``mask_N`` is true, (G,); 0 where fewer than correction + 1.
+
+    Args:
+        correction: 0 for the population, 1 for a sample.
+    """
+    centred_N = values_N - masked_mean(values_N, mask_N, index_N, num_groups)[index_N]
+    square_N = torch.where(mask_N, centred_N.square(), torch.zeros_like(centred_N))
+    square_G = values_N.new_zeros(num_groups).index_add_(0, index_N, square_N)
+    degrees_G = masked_count(mask_N, index_N, num_groups) - correction
+    return square_G / degrees_G.clamp(min=1).to(values_N.dtype)
+
+
+def masked_min(values_N: Tensor, mask_N: Tensor, index_N: Tensor, num_groups: int) -> Tensor:
+    """Smallest value of each group where ``mask_N`` is true, (G,); inf for a group without one."""
+    kept_N = torch.where(mask_N, values_N, torch.full_like(values_N, torch.inf))
+    return values_N.new_full((num_groups,), torch.inf).scatter_reduce_(0, index_N, kept_N, "amin")
+
+
+def masked_max(values_N: Tensor, mask_N: Tensor, index_N: Tensor, num_groups: int) -> Tensor:
+    """Largest value of each group where ``mask_N`` is true, (G,); -inf for a group without one."""
+    kept_N = torch.where(mask_N, values_N, torch.full_like(values_N, -torch.inf))
+    return values_N.new_full((num_groups,), -torch.inf).scatter_reduce_(0, index_N, kept_N, "amax")
+
+
+def first_rows(index_N: Tensor, num_groups: int) -> Tensor:
+    """Row of the first member of each group, (G,), int64."""
+    rows_N = torch.arange(index_N.numel(), device=index_N.device)
+    return torch.zeros(num_groups, dtype=torch.int64, device=index_N.device).scatter_reduce_(
+        0, index_N, rows_N, "amin", include_self=False
+    )
