@@ -1,0 +1,3 @@
+"""Fixtures for the whole suite: Ray and TransferQueue, started only when a test asks for them."""
+
+pytest_plugins = ["verl_care.testing.plugin"]
