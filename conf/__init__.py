@@ -1,0 +1,1 @@
+"""Hydra configs of verl_care, found as ``pkg://verl_care.conf``."""
