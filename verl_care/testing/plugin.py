@@ -6,8 +6,8 @@ Fixtures:
 - ``partition``: name of a TransferQueue partition of one's own, emptied after the test.
 - ``train_partition``: the partition ``train``, from which verl's replay buffers sample; emptied before and after.
 
-A test that uses one of them and has no ``timeout`` marker gets one of ``verl_care_timeout`` seconds (ini option, default
-120), because a hang in Ray has no end of its own; pytest-timeout enforces it.
+A test that uses one of them and has no ``timeout`` marker gets one of ``verl_care_timeout`` seconds (ini option,
+default 120), because a hang in Ray has no end of its own; pytest-timeout enforces it.
 """
 
 from __future__ import annotations

@@ -222,9 +222,7 @@ def read_rows(batch: KVBatchMeta, *fields: str) -> dict[str, dict[str, Any]]:
         )
     columns = {name: data[name] for name in data.keys()}
     columns = {name: value.unbind(0) if isinstance(value, torch.Tensor) else value for name, value in columns.items()}
-    return {
-        key: {name: _plain(column[i]) for name, column in columns.items()} for i, key in enumerate(batch.keys)
-    }
+    return {key: {name: _plain(column[i]) for name, column in columns.items()} for i, key in enumerate(batch.keys)}
 
 
 def _plain(value: Any) -> Any:

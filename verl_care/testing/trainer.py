@@ -61,8 +61,8 @@ def build_trainer(
 ) -> Any:
     """A V1 trainer that can run ``_step_once``, ``_compute_metrics``, ``_save_checkpoint`` and ``_load_checkpoint``.
 
-    The class's own constructor runs; stand-ins take the place of what its ``init()`` would start (worker groups, rollout
-    servers, reward workers, data loader).
+    The class's own constructor runs; stand-ins take the place of what its ``init()`` would start (worker groups,
+    rollout servers, reward workers, data loader).
 
     Args:
         trainer: a registered name such as ``care_sync``, or a class.
