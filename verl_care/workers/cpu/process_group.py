@@ -10,6 +10,8 @@ import os
 
 import torch.distributed
 
+from verl_care.workers import model_fixes  # noqa: F401  (applied on import; verl takes a single external_lib)
+
 
 def ensure_process_group() -> None:
     """Make the default process group over gloo in a verl trainer worker, unless there is one."""
