@@ -91,6 +91,9 @@ def build_trainer(
     made.total_training_steps = total_training_steps
     made.prev_step_profile = made.curr_step_profile = made.next_step_profile = False
     made.timing_raw = {}
+    # separate_async lends its GPUs out between steps; None is neither of its two modes, so that it never switches.
+    made.current_mode = None
+    made.on_step_begin()
     return made
 
 
