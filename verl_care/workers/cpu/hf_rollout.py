@@ -147,7 +147,7 @@ def _digest(*parts: Any) -> str:
     def feed(part: Any) -> None:
         if isinstance(part, torch.Tensor):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(part.contiguous().view(torch.uint8).numpy().data if part.numel() else b"")
+            digest.update(part.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(part, list | tuple):
             digest.update(f"{len(part)}[".encode())
             for item in part:

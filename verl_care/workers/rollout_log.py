@@ -1,0 +1,114 @@
+"""The per-rollout log: one Parquet file an update under ``<trainer.default_local_dir>/care_rollouts``.
+
+A file is written whole and then renamed, so a reader never sees half of one. A step that is run again after a resume
+replaces its file: the folder always tells one history.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("update", pa.int64()),
+        ("uid", pa.string()),
+        ("session", pa.int64()),
+        ("prompt_key", pa.string()),
+        ("data_source", pa.string()),
+        ("response", pa.string()),
+        ("pred", pa.string()),
+        ("acc", pa.float32()),
+        ("acc_strict", pa.float32()),
+        ("acc_lenient", pa.float32()),
+        ("acc_shuffled", pa.float32()),
+        ("format", pa.float32()),
+        ("unparsed", pa.float32()),
+        ("reward_error", pa.float32()),
+        ("score", pa.float32()),
+        ("bonus", pa.float32()),
+        ("temporal_bonus", pa.float32()),
+        ("reward", pa.float32()),
+        ("pass_rate", pa.float32()),
+        ("length", pa.int64()),
+        ("effort_ratio", pa.float32()),
+        ("stage", pa.string()),
+        ("evicted_pass_rate", pa.list_(pa.float32())),
+        ("tokens_selected", pa.int64()),
+    ]
+)
+"""Columns of a file. ``length`` in tokens; ``reward`` = ``score`` + ``bonus``; null where a run has no such value.
+``evicted_pass_rate`` repeats on every row the pass rates of groups that group filtering removed in this update."""
+
+FOLDER = "care_rollouts"
+
+
+class RolloutLog:
+    """Writes the log of a run.
+
+    Args:
+        run_dir: ``trainer.default_local_dir``.
+        max_bytes: once the folder holds this much, response texts are left out of further files; numbers never are.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], max_bytes: int) -> None:
+        self.folder = Path(run_dir) / FOLDER
+        self.max_bytes = max_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._bytes = sum(path.stat().st_size for path in self.folder.glob("*.parquet"))
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether response texts still fit."""
+        return self._bytes < self.max_bytes
+
+    def write(self, step: int, update: int, columns: dict[str, Any]) -> Path:
+        """Writes the rollouts of one update.
+
+        Args:
+            step: verl's ``global_steps``.
+            update: 0, or the number of the update within a step that makes several.
+            columns: of ``SCHEMA``, lists of equal length; missing ones become null.
+        """
+        num_rows = len(columns["uid"])
+        filled = {
+            **{name: [None] * num_rows for name in SCHEMA.names},
+            **columns,
+            "step": [step] * num_rows,
+            "update": [update] * num_rows,
+        }
+        path = self.folder / (f"{step}.parquet" if update == 0 else f"{step}_{update}.parquet")
+        if update == 0:
+            for stale in self.folder.glob(f"{step}_*.parquet"):
+                stale.unlink()
+        partial = path.with_suffix(f".partial{os.getpid()}")
+        pq.write_table(pa.table(filled, schema=SCHEMA), partial, compression="zstd")
+        os.replace(partial, path)
+        self._bytes += path.stat().st_size
+        return path
+
+
+def log_files(run_dir: str | os.PathLike[str]) -> list[Path]:
+    """Files of a run's log in the order of its updates; ``run_dir`` is the run's folder or the log's own.
+
+    Raises:
+        FileNotFoundError: no log there; names the folder looked in.
+    """
+    run_dir = Path(run_dir)
+    folder = run_dir if run_dir.name == FOLDER else run_dir / FOLDER
+    paths = [path for path in folder.glob("*.parquet") if path.stem.replace("_", "").isdigit()]
+    if not paths:
+        raise FileNotFoundError(f"no rollout log in {folder}: expected <step>.parquet files of a verl_care run")
+    return sorted(paths, key=lambda path: [int(part) for part in path.stem.split("_")])
+
+
+def read_log(run_dir: str | os.PathLike[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Tables of a run's log, one an update, in order."""
+    for path in log_files(run_dir):
+        yield pq.read_table(path, columns=columns)

@@ -1,0 +1,60 @@
+"""State of a shaping rule beside verl's checkpoint: ``global_step_N/care_state.json``, versioned, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+STATE_FILE = "care_state.json"
+STATE_VERSION = 1
+
+
+class StateError(RuntimeError):
+    """A state file that is missing, broken or of another rule; the message names file and remedy."""
+
+
+def save_state(folder: str | os.PathLike[str], rule: str, global_step: int, state: dict[str, Any]) -> Path:
+    """Writes the state whole or not at all.
+
+    Args:
+        folder: verl's ``global_step_N``; made if it is not there.
+        rule: name of the rule that wrote it.
+        global_step: verl's step; must agree on load.
+        state: JSON types.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / STATE_FILE
+    partial = path.with_suffix(f".partial{os.getpid()}")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump({"version": STATE_VERSION, "rule": rule, "global_step": global_step, "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    return path
+
+
+def load_state(folder: str | os.PathLike[str], rule: str, global_step: int) -> dict[str, Any]:
+    """The state that ``save_state`` wrote.
+
+    Raises:
+        StateError: no file, half a file, another version, rule or step.
+    """
+    path = Path(folder) / STATE_FILE
+    remedy = "Resume from another checkpoint, or begin a new state with care.on_missing_state=fresh."
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        version, saved_rule, saved_step, state = (saved[key] for key in ("version", "rule", "global_step", "state"))
+    except FileNotFoundError:
+        raise StateError(f"{path}: missing, so the state of rule {rule} is unknown. {remedy}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{path}: not a whole state file ({error!r}). {remedy}") from None
+    if version != STATE_VERSION:
+        raise StateError(f"{path}: version {version}; this verl_care reads version {STATE_VERSION}. {remedy}")
+    if saved_rule != rule or saved_step != global_step:
+        raise StateError(
+            f"{path}: written by rule {saved_rule} at step {saved_step}; expected rule {rule} at step {global_step}. {remedy}"
+        )
+    return state

@@ -1,0 +1,236 @@
+"""The trainer hook: shapes rewards over the whole batch inside verl's V1 trainers.
+
+``_compute_advantage`` is the one place where a V1 trainer holds all responses of an update, with groups, after padding
+and balancing and before advantages. Raw scores stay in ``rm_scores`` (``critic/score``, group filtering, dumps); shaped
+rewards go to ``token_level_rewards`` (``critic/rewards``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from verl.trainer.ppo.reward import resolve_reward_manager_cls
+from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from verl_care.config import Config, load_config
+from verl_care.reward_manager.base import CareRewardManagerBase
+from verl_care.shaping.base import NoState, Rule, Shaped, ShapingBatch
+from verl_care.shaping.diagnostics import compute_batch_metrics, compute_shaping_metrics
+from verl_care.shaping.groups import group_mean
+from verl_care.workers.batch import FIELDS, RolloutRows, add_bonus, as_list, read_rollouts
+from verl_care.workers.rollout_log import RolloutLog
+from verl_care.workers.state import StateError, load_state, save_state
+
+try:
+    import transfer_queue as tq
+except ImportError:
+    from verl.utils.transferqueue_utils import tq
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+
+class CareTrainerMixin(PPOTrainer):
+    """Adds whole-batch shaping, its state and its log to a V1 trainer.
+
+    The configured reward manager decides: a verl_care manager brings a shaper, any other is left alone and its
+    rollouts are only logged.
+    """
+
+    verl_mode: str
+    """verl's own name of the trainer below."""
+
+    def __init__(self, config: DictConfig) -> None:
+        with open_dict(config):
+            # verl compares this string in eight places; under our own name a sync trainer would take async paths.
+            config.trainer.v1.trainer_mode = self.verl_mode
+            if config.get("care") is None:
+                config.care = {}
+            config.care.hook = f"care_{self.verl_mode}"
+        super().__init__(config)
+        self._init_care()
+
+    def _init_care(self) -> None:
+        """Sets up what the hook needs from ``self.config``; apart from ``__init__`` so that tests can call it alone."""
+        self.care_config: Config = load_config(self.config.care)
+        manager = resolve_reward_manager_cls(self.config)
+        is_ours = isinstance(manager, type) and issubclass(manager, CareRewardManagerBase)
+        self.shaper: Rule | None = manager.build_shaper(self.care_config) if is_ours else None
+        self.shaper_state: Any = self.shaper.initial_state() if self.shaper is not None else NoState()
+        log = self.care_config.rollout_log
+        self.rollout_log = (
+            RolloutLog(self.config.trainer.default_local_dir, int(log.max_gib * 2**30)) if log.enabled else None
+        )
+        # separate_async compares the interval with its default; the others only wait for it.
+        if self.verl_mode != "separate_async":
+            self.replay_buffer.poll_interval = self.care_config.poll_interval
+
+    def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
+        if self.shaper is None and self.rollout_log is None:
+            return super()._compute_advantage(batch, metrics)
+        fields = FIELDS + (["responses"] if self.rollout_log is not None and self.rollout_log.keeps_text else [])
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        rows = read_rollouts(
+            batch.keys,
+            batch.tags,
+            data,
+            self.global_steps,
+            correct_threshold=self.care_config.shaping.correct_threshold,
+            evicted_pass_rate=self._evicted_pass_rates(metrics),
+            require_accuracy=self.shaper is not None,
+        )
+        metrics.update(compute_batch_metrics(rows.batch))
+        metrics.update(_reward_metrics(rows))
+        if self.shaper is None:
+            shaped = Shaped(bonus=torch.zeros(len(rows)))
+            result = super()._compute_advantage(batch, metrics)
+        else:
+            shaped, self.shaper_state = self.shaper(rows.batch, self.shaper_state)
+            metrics.update(shaped.metrics)
+            metrics.update(self.shaper.state_metrics(self.shaper_state))
+            norm_by_std = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
+            metrics.update(compute_shaping_metrics(rows.batch, shaped, norm_by_std=norm_by_std))
+            result = self._advantage_of(
+                batch, metrics, data["rm_scores"], add_bonus(data["rm_scores"], rows, shaped.bonus)
+            )
+        if self.rollout_log is not None:
+            self._write_log(rows, shaped, data)
+        return result
+
+    def _advantage_of(self, batch: Any, metrics: dict, rm_scores: torch.Tensor, rewards: torch.Tensor) -> Any:
+        """verl's advantages of the shaped rewards, with the raw scores put back behind them."""
+        keys, partition_id = batch.keys, batch.partition_id
+        tq.kv_batch_put(
+            keys=keys, partition_id=partition_id, fields=TensorDict({"rm_scores": rewards}, batch_size=len(keys))
+        )
+        super()._compute_advantage(batch, metrics)
+        restored = {"rm_scores": rm_scores}
+        if not self.config.algorithm.use_kl_in_reward:
+            restored["token_level_rewards"] = rewards
+        # Workers fetch the fields that the last returned meta names, so this put's is the one to go on with.
+        return tq.kv_batch_put(keys=keys, partition_id=partition_id, fields=TensorDict(restored, batch_size=len(keys)))
+
+    def _evicted_pass_rates(self, metrics: dict) -> torch.Tensor | None:
+        """Pass rates of the groups that group filtering removed before this update, one a group."""
+        counts = metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY)
+        if not counts:
+            return None
+        metric = self.config.algorithm.filter_groups.metric
+        if metric != "acc":
+            logger.warning(
+                f"algorithm.filter_groups.metric={metric}: competence counts only the groups that are left; "
+                "with metric=acc it counts the filtered ones too"
+            )
+            return None
+        return torch.tensor([float(value) for value, count in sorted(counts.items()) for _ in range(count)])
+
+    def _write_log(self, rows: RolloutRows, shaped: Shaped, data: Any) -> None:
+        texts: list[str | None] = [None] * len(rows)
+        if "responses" in data.keys():
+            responses = data["responses"].unbind()
+            texts = self.tokenizer.batch_decode(
+                [responses[row].tolist() for row in rows.final_rows], skip_special_tokens=True
+            )
+        self.rollout_log.write(
+            self.global_steps,
+            self.local_trigger_step,
+            _log_columns(rows, shaped, texts, shaped_by=self.shaper is not None),
+        )
+
+    def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        if self.shaper is not None:
+            # verl has averaged over the step's updates; of a state the last one counts.
+            metrics.update(self.shaper.state_metrics(self.shaper_state))
+
+    def _save_checkpoint(self) -> None:
+        if self.shaper is not None:
+            # Before verl's own save, which ends by marking the checkpoint complete.
+            folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+            save_state(folder, self.shaper.name, self.global_steps, self.shaper_state.to_dict())
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.shaper is None or self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        by_path = trainer.resume_mode == "resume_path"
+        folder = trainer.resume_from_path if by_path else f"{trainer.default_local_dir}/global_step_{self.global_steps}"
+        try:
+            self.shaper_state = self.shaper.state_from_dict(load_state(folder, self.shaper.name, self.global_steps))
+        except (StateError, ValueError) as error:
+            if self.care_config.on_missing_state != "fresh":
+                raise StateError(str(error)) from None
+            logger.warning(f"care.on_missing_state=fresh: beginning a new state at step {self.global_steps}: {error}")
+
+
+def _reward_metrics(rows: RolloutRows) -> dict[str, float]:
+    """Means over the responses of what the reward manager's first half reports."""
+    names = {"unparsed": "unparsed", "reward_error": "reward_errors", "format": "format"}
+    names |= {"acc_strict": "acc_strict", "acc_lenient": "acc_lenient"}
+    metrics = {}
+    for key, name in names.items():
+        values = [float(info[key]) for info in rows.reward_extra_info if info.get(key) is not None]
+        if values:
+            metrics[f"care/{name}"] = sum(values) / len(values)
+    return metrics
+
+
+def _log_columns(rows: RolloutRows, shaped: Shaped, texts: list[str | None], *, shaped_by: bool) -> dict[str, list]:
+    batch: ShapingBatch = rows.batch
+    infos = rows.reward_extra_info
+    columns: dict[str, Any] = {
+        name: [info.get(name) for info in infos]
+        for name in ("pred", "acc_strict", "acc_lenient", "acc_shuffled", "format", "unparsed", "reward_error")
+    }
+    evicted = batch.extra.get("evicted_pass_rate")
+    columns |= {
+        "uid": rows.uids,
+        "session": rows.sessions,
+        "prompt_key": list(batch.prompt_key),
+        "data_source": rows.data_sources,
+        "response": texts,
+        "acc": batch.accuracy.tolist(),
+        "score": batch.score.tolist(),
+        "bonus": shaped.bonus.tolist(),
+        "reward": (batch.score + shaped.bonus).tolist(),
+        "pass_rate": group_mean(batch.accuracy, batch.group).tolist() if len(rows) else [],
+        "length": batch.length.long().tolist(),
+        "evicted_pass_rate": [None if evicted is None else evicted.tolist()] * len(rows),
+    }
+    for name in ("effort_ratio", "stage", "temporal_bonus"):
+        if name in shaped.columns:
+            columns[name] = as_list(shaped.columns[name])
+    return columns
+
+
+@register_trainer("care_sync")
+class CarePPOTrainerSync(CareTrainerMixin, PPOTrainerSync):
+    """verl's ``sync`` trainer with shaping."""
+
+    verl_mode = "sync"
+
+
+@register_trainer("care_colocate_async")
+class CarePPOTrainerColocateAsync(CareTrainerMixin, PPOTrainerColocateAsync):
+    """verl's ``colocate_async`` trainer with shaping."""
+
+    verl_mode = "colocate_async"
+
+
+@register_trainer("care_separate_async")
+class CarePPOTrainerSeparateAsync(CareTrainerMixin, PPOTrainerSeparateAsync):
+    """verl's ``separate_async`` trainer with shaping, once for each of its local updates."""
+
+    verl_mode = "separate_async"
