@@ -19,7 +19,8 @@ def decode_all(path):
 @pytest.fixture
 def vision(monkeypatch):
     """qwen-vl-utils as a fresh process has it, and as it was afterwards."""
-    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", dict(vision_process.VIDEO_READER_BACKENDS))
+    readers = {name: getattr(vision_process, f"_read_video_{name}") for name in ("decord", "torchvision", "torchcodec")}
+    monkeypatch.setattr(vision_process, "VIDEO_READER_BACKENDS", readers)
     monkeypatch.setattr(vision_process, "FORCE_QWENVL_VIDEO_READER", None)
     vision_process.get_video_reader_backend.cache_clear()
     yield vision_process
@@ -111,7 +112,7 @@ def test_containers_that_declare_no_frame_count(tmp_path, name):
 
 
 def test_a_rotated_clip_is_shown_upright(clip):
-    """A phone's clip: the track's matrix turns it 90 degrees clockwise, so its red half goes from the top to the right."""
+    """A phone's clip: the track's matrix turns it clockwise, so the red half goes from the top to the right."""
     data = bytearray(clip.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40
     clockwise = (0, 1 << 16, 0, -(1 << 16), 0, 0, 32 << 16, 0, 1 << 30)

@@ -123,6 +123,7 @@ def test_options_may_be_an_array():
     ("ground_truth", "extra_info", "named"),
     [
         ("B", {"index": 7, "problem_type": "riddle"}, "demo/7: extra_info.problem_type is 'riddle'"),
+        ("B", {"index": 7, "problem_type": ["OCR"]}, "demo/7: extra_info.problem_type is"),
         ("B", None, "extra_info.problem_type is None"),
         (None, info("OCR"), "demo/7: reward_model.ground_truth is None"),
         (" ", info("OCR"), "demo/7: reward_model.ground_truth"),

@@ -106,7 +106,7 @@ def compute_score(
     """
     extra_info = extra_info or {}
     problem_type = extra_info.get("problem_type")
-    if problem_type not in _STRICT:
+    if problem_type not in PROBLEM_TYPES:
         raise ValueError(
             f"record {_record_name(data_source, extra_info)}: extra_info.problem_type is {problem_type!r}; "
             f"set one of {', '.join(PROBLEM_TYPES)}"

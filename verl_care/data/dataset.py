@@ -1,0 +1,91 @@
+"""verl's data set with records checked before training and videos read by PyAV.
+
+Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset``. Two keys of its own in the ``data``
+node: ``data.care.make_command`` (what makes the data files; for the error when they are missing) and
+``data.care.check_media`` (whether every media file of a record is looked for at start; default true).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+from verl.utils.dataset.rl_dataset import RLHFDataset
+
+from verl_care.data.records import DataError, check_file, missing_file, strip_none
+from verl_care.data.video import VideoError, register_pyav_reader
+
+
+class MediaError(DataError):
+    """Media of a prompt that cannot be read; the message names the files."""
+
+
+def _media_of(messages: list[dict]) -> list[str]:
+    """Names of the media in a prompt's messages, for an error message."""
+    names = []
+    for message in messages:
+        content = message.get("content")
+        for item in content if isinstance(content, list) else ():
+            if isinstance(item, Mapping) and item.get("type") in ("image", "video"):
+                source = item.get("video", item.get("image", item.get("image_url")))
+                names.append(source if isinstance(source, str) else f"{item['type']} in memory")
+    return names
+
+
+class CareDataset(RLHFDataset):
+    """Records of ``verl_care.data.records``: text, images and videos in any order.
+
+    Args:
+        data_files: path or paths of Parquet or JSON files.
+        tokenizer: tokenizer of the policy.
+        config: verl's ``data`` node.
+        processor: processor of the policy; needed for records with media.
+        max_samples: number of records to keep; -1 keeps all.
+
+    Raises:
+        MissingDataError: a data file is not there; the message names the command that makes it.
+        RecordError: a faulty record; the message names file, record, field and remedy.
+    """
+
+    def _download(self, use_origin_parquet: bool = False) -> None:
+        care = self.config.get("care") or {}
+        for path in self.original_data_files:
+            if "://" not in path and not os.path.exists(path):
+                raise missing_file(path, care.get("make_command"))
+        super()._download(use_origin_parquet=use_origin_parquet)
+
+    def _read_files_and_tokenize(self) -> None:
+        care = self.config.get("care") or {}
+        seen: dict[str, tuple[int, str]] = {}
+        for path in self.data_files:
+            check_file(path, seen, check_media=care.get("check_media", True))
+        super()._read_files_and_tokenize()
+
+    def _build_messages(self, example: dict, key: str) -> list[dict]:
+        for column in (self.image_key, self.video_key):
+            if example.get(column):
+                example[column] = [
+                    strip_none(media) if isinstance(media, Mapping) else media for media in example[column]
+                ]
+        return super()._build_messages(example, key)
+
+    @classmethod
+    def _process_multi_modal_info(
+        cls, messages: list[dict], image_patch_size: int, config: DictConfig
+    ) -> tuple[Any, Any, Any]:
+        """Reads the media of a prompt; verl calls it in the agent loop's workers, on a thread.
+
+        Raises:
+            VideoError: a video that cannot be read; the message names the file.
+            MediaError: any other failure; the message names the prompt's media.
+        """
+        register_pyav_reader()
+        try:
+            return super()._process_multi_modal_info(messages, image_patch_size, config)
+        except VideoError:
+            raise
+        except Exception as error:
+            names = ", ".join(_media_of(messages)) or "none"
+            raise MediaError(f"cannot read the media of a prompt ({names}): {error}") from error
