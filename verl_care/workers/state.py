@@ -1,4 +1,4 @@
-"""State of a shaping rule beside verl's checkpoint: ``global_step_N/care_state.json``, versioned, written atomically."""
+"""State of a shaping rule beside verl's checkpoint: ``global_step_N/care_state.json``, versioned and atomic."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def load_state(folder: str | os.PathLike[str], rule: str, global_step: int) -> d
         raise StateError(f"{path}: version {version}; this verl_care reads version {STATE_VERSION}. {remedy}")
     if saved_rule != rule or saved_step != global_step:
         raise StateError(
-            f"{path}: written by rule {saved_rule} at step {saved_step}; expected rule {rule} at step {global_step}. {remedy}"
+            f"{path}: written by rule {saved_rule} at step {saved_step}; "
+            f"expected rule {rule} at step {global_step}. {remedy}"
         )
     return state

@@ -1,0 +1,55 @@
+"""The per-rollout log on disk."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from verl_care.workers.rollout_log import FOLDER, SCHEMA, RolloutLog, log_files, read_log
+
+
+def _columns(*uids, response="text"):
+    return {"uid": list(uids), "session": [0] * len(uids), "response": [response] * len(uids), "acc": [0.5] * len(uids)}
+
+
+def test_updates_come_back_in_order_with_every_column(tmp_path):
+    log = RolloutLog(tmp_path, max_bytes=10**9)
+    for step in (1, 2, 10):
+        log.write(step, 0, _columns(f"a{step}", f"b{step}"))
+    log.write(2, 1, _columns("c2"))
+    tables = list(read_log(tmp_path))
+    assert [(table["step"][0].as_py(), table["update"][0].as_py()) for table in tables] == [
+        (1, 0),
+        (2, 0),
+        (2, 1),
+        (10, 0),
+    ]
+    assert tables[0].schema == SCHEMA
+    assert tables[0]["uid"].to_pylist() == ["a1", "b1"] and tables[0]["bonus"].to_pylist() == [None, None]
+
+
+def test_a_step_run_again_replaces_its_updates(tmp_path):
+    log = RolloutLog(tmp_path, max_bytes=10**9)
+    log.write(3, 0, _columns("old"))
+    log.write(3, 1, _columns("old"))
+    RolloutLog(tmp_path, max_bytes=10**9).write(3, 0, _columns("new"))
+    assert [table["uid"].to_pylist() for table in read_log(tmp_path)] == [["new"]]
+
+
+def test_a_half_written_file_is_not_read(tmp_path):
+    log = RolloutLog(tmp_path, max_bytes=10**9)
+    whole = log.write(1, 0, _columns("a"))
+    (tmp_path / FOLDER / "2.partial99").write_bytes(whole.read_bytes()[:100])
+    assert log_files(tmp_path) == [whole]
+
+
+def test_texts_stop_at_the_size_limit(tmp_path):
+    log = RolloutLog(tmp_path, max_bytes=1)
+    assert log.keeps_text
+    path = log.write(1, 0, _columns("a"))
+    assert not log.keeps_text and not RolloutLog(tmp_path, max_bytes=path.stat().st_size).keeps_text
+    assert RolloutLog(tmp_path, max_bytes=path.stat().st_size + 1).keeps_text
+    assert pq.read_table(path)["acc"].to_pylist() == [0.5]
+
+
+def test_a_folder_without_a_log_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=FOLDER):
+        log_files(tmp_path)

@@ -1,0 +1,34 @@
+"""The state file beside a checkpoint."""
+
+import json
+
+import pytest
+
+from verl_care.workers.state import STATE_FILE, StateError, load_state, save_state
+
+STATE = {"competence": [0.61], "updates": 7}
+
+
+def test_round_trip_leaves_one_file(tmp_path):
+    save_state(tmp_path / "global_step_7", "care", 7, STATE)
+    assert load_state(tmp_path / "global_step_7", "care", 7) == STATE
+    assert [path.name for path in (tmp_path / "global_step_7").iterdir()] == [STATE_FILE]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (None, "missing"),
+        ('{"version": 1, "rule": "care", "glob', "not a whole state file"),
+        ("[]", "not a whole state file"),
+        (json.dumps({"version": 2, "rule": "care", "global_step": 7, "state": STATE}), "version 2"),
+        (json.dumps({"version": 1, "rule": "alp", "global_step": 7, "state": {}}), "rule alp"),
+        (json.dumps({"version": 1, "rule": "care", "global_step": 6, "state": STATE}), "step 6"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_remedy(tmp_path, text, named):
+    if text is not None:
+        (tmp_path / STATE_FILE).write_text(text)
+    with pytest.raises(StateError, match=named) as error:
+        load_state(tmp_path, "care", 7)
+    assert STATE_FILE in str(error.value) and "on_missing_state" in str(error.value)
