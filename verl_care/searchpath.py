@@ -1,8 +1,8 @@
 """Makes Hydra find ``pkg://verl_care.conf``, over two channels.
 
 Hydra by itself discovers ``hydra_plugins.verl_care_searchpath``, a member of a namespace package. Another distribution
-that ships a regular ``hydra_plugins`` package hides that namespace; therefore the verl plugin calls :func:`register` too.
-Whichever channel comes second finds our entry in the search path and adds nothing.
+that ships a regular ``hydra_plugins`` package hides that namespace; therefore the verl plugin calls :func:`register`
+too. Whichever channel comes second finds our entry in the search path and adds nothing.
 """
 
 from __future__ import annotations

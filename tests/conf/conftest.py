@@ -1,0 +1,16 @@
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+
+@pytest.fixture(scope="session")
+def compose_job():
+    """Composes verl's own `ppo_trainer` with overrides, as `main_ppo` does on its command line."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("verl.trainer.config", version_base=None):
+
+        def compose_job(*overrides: str) -> DictConfig:
+            return compose("ppo_trainer", overrides=list(overrides))
+
+        yield compose_job
