@@ -4,7 +4,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from verl_care.data.preflight import check_run
+from verl_care.data.preflight import check_hook, check_run
 from verl_care.data.records import DataError, MissingDataError, RecordError, to_row, write_rows
 
 APP = """
@@ -62,3 +62,25 @@ def test_hydra_ends_with_one_line_before_the_job(tmp_path, data_file):
     assert not (tmp_path / "outputs").exists()
     good = subprocess.run([*command, f"+data.train_files={data_file}"], capture_output=True, text=True, cwd=tmp_path)
     assert (good.returncode, good.stdout.strip()) == (0, "training"), good.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"trainer": {"v1": {"trainer_mode": "sync"}, "use_v1": True}}, "trainer_mode=care_sync.*found sync"),
+        ({"trainer": {"v1": {"trainer_mode": "care_sync"}, "use_v1": False}}, "use_v1=True"),
+        ({"care": {"shaping": {"ema_decay": 2}}}, "ema_decay"),
+    ],
+)
+def test_a_manager_without_its_trainer_and_a_bad_care_node_are_refused(changes, named):
+    good = {"trainer": {"v1": {"trainer_mode": "care_sync"}, "use_v1": True}, "care": {}}
+    good["reward"] = {"reward_manager": {"name": "care"}}
+    check_hook(OmegaConf.create(good))
+    with pytest.raises(DataError, match=named):
+        check_hook(OmegaConf.create({**good, **changes}))
+
+
+def test_managers_of_verl_train_under_any_trainer():
+    check_hook(
+        OmegaConf.create({"trainer": {"v1": {"trainer_mode": "sync"}}, "reward": {"reward_manager": {"name": "naive"}}})
+    )

@@ -22,9 +22,9 @@ def compute_contrast_bonus(
 ) -> tuple[Tensor, Tensor]:
     """Bonus of the temporal contrast.
 
-    A group passes when mean(acc ordered) >= factor * mean(acc shuffled) + margin; each of its responses with an accuracy
-    above ``correct_threshold`` earns ``bonus``. A group without responses on shuffled frames (an image, a text) does
-    not pass.
+    A group passes when mean(acc ordered) >= factor * mean(acc shuffled) + margin; each of its responses with an
+    accuracy above ``correct_threshold`` earns ``bonus``. A group without responses on shuffled frames (an image, a
+    text) does not pass.
 
     Args:
         accuracy_N: accuracy on ordered frames, (N,), in [0, 1].
@@ -80,7 +80,6 @@ class ContrastedRule:
             return self.rule(batch, state)
         temporal_N, passes_N = compute_contrast_bonus(batch.accuracy, shuffled_N, batch.group, self.config)
         shaped, state = self.rule(replace(batch, score=batch.score + temporal_N), state)
-        index_N, num_groups = groups.index_groups(batch.group)
         has_N = groups.group_max((~shuffled_N.isnan()).float(), batch.group) > 0
         metrics = {
             **shaped.metrics,
