@@ -166,8 +166,12 @@ def generate(
     slots = list(range(len(requests)))  # request of each batch row
     running = [True] * len(slots)  # by batch row
     while True:
-        draw = torch.stack([streams[i][len(tokens[i])] if on else torch.tensor(0.0).double()
-                            for i, on in zip(slots, running, strict=True)])
+        draw = torch.stack(
+            [
+                streams[i][len(tokens[i])] if on else torch.tensor(0.0).double()
+                for i, on in zip(slots, running, strict=True)
+            ]
+        )
         token_N, log_prob_N = pick_tokens(logits_NV, draw, [samplings[i] for i in slots], banned_ids)
         for row, i in enumerate(slots):
             if not running[row]:

@@ -8,7 +8,7 @@ generated in one batch.
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -239,7 +239,7 @@ class HFServer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._batcher: asyncio.Task | None = None
-        self._batch_sizes: list[int] = []
+        self._batch_sizes: deque[int] = deque(maxlen=1000)
 
     def _build_model(self) -> torch.nn.Module:
         config = self.model_config.hf_config
@@ -394,8 +394,8 @@ class HFServer:
         self._open.set()
 
     async def batch_sizes(self) -> list[int]:
-        """Return the size of every batch so far."""
-        return self._batch_sizes
+        """Return the sizes of the latest batches."""
+        return list(self._batch_sizes)
 
     async def ready(self) -> str:
         """Return the node's address once the model stands."""
