@@ -230,7 +230,7 @@ def _plain(value: Any) -> Any:
 
 
 def _score_info(acc: float, format: float) -> dict[str, Any]:
-    # The keys of verl_care.rewards.scorer: the same for every response.
+    # The keys that a verl_care reward manager gives for every response (reward_manager/base.py, EXTRA_KEYS).
     return {
         "score": acc + format,
         "acc": acc,
@@ -239,6 +239,8 @@ def _score_info(acc: float, format: float) -> dict[str, Any]:
         "format": format,
         "unparsed": 0.0,
         "pred": "A" if acc > 0 else "B",
+        "reward_error": 0.0,
+        "acc_shuffled": None,
     }
 
 
