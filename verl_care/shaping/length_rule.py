@@ -47,16 +47,11 @@ class LengthRule(Rule):
         """State after this batch; unchanged by default."""
         return state
 
-    def state_metrics(self, state: Any) -> dict[str, float]:
-        """What of the state to log, under ``care/rule/…``."""
-        return {}
-
     def shape(self, batch: ShapingBatch, state: Any) -> tuple[Shaped, Any]:
         bonus_N = self.compute_bonus(batch, state).to(torch.float32)
         if self.gate == "right_only":
             bonus_N = torch.where(batch.correct, bonus_N, torch.zeros_like(bonus_N))
-        state = self.update_state(batch, state)
-        return Shaped(bonus=bonus_N, metrics=self.state_metrics(state)), state
+        return Shaped(bonus=bonus_N), self.update_state(batch, state)
 
 
 def extra_column(batch: ShapingBatch, name: str, default: float | None = None) -> Tensor:
