@@ -1,4 +1,4 @@
-"""The FSDP2 engine over gloo. In a subprocess: building it changes transformers' classes, as verl does in its workers."""
+"""The FSDP2 engine over gloo, in a subprocess: building it changes transformers' classes, as in verl's workers."""
 
 import subprocess
 import sys
