@@ -1,3 +1,19 @@
-"""Fixtures for the whole suite: Ray and TransferQueue, started only when a test asks for them."""
+"""Skips what this machine cannot run: tests marked `gpu` without a GPU, tests marked `vllm` without vLLM."""
 
-pytest_plugins = ["verl_care.testing.plugin"]
+import importlib.util
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason="needs vLLM: make test-vllm"))

@@ -234,7 +234,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 def diagnose(checks: Sequence[Callable[[], Iterator[Finding]]] = CHECKS) -> list[Finding]:
     """Runs the checks; one that raises becomes a finding of its own."""
-    findings = []
+    findings: list[Finding] = []
     for check in checks:
         try:
             findings.extend(check())
