@@ -13,6 +13,7 @@ from verl_care.replay import (
     NoShaping,
     ReplayError,
     default_rules,
+    main,
     open_run,
     parse_assignments,
     parse_rule,
@@ -259,3 +260,10 @@ def test_the_table_names_every_rule_and_what_was_left_out(tmp_path, capsys):
     run_replay(tmp_path)
     shown = capsys.readouterr().out
     assert "kimi_k1_5" in shown and "left out: alp" in shown
+
+
+def test_the_command_fails_with_one_line(tmp_path, capsys):
+    assert main(tmp_path) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    write_run(tmp_path, num_steps=1)
+    assert main(tmp_path, rules=["care"]) == 0

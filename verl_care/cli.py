@@ -93,6 +93,66 @@ def demo(
     )
 
 
+class LengthUnit(StrEnum):
+    """Units in which a replay can measure verl's dumps."""
+
+    tokens = "tokens"
+    words = "words"
+    characters = "characters"
+
+
+@app.command(epilog="Example: verl-care rules alp")
+def rules(
+    name: Annotated[str | None, typer.Argument(help="One rule: its formula and constants.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the shaping rules and what each does to wrong answers, all-right groups and the order of verdicts."""
+    from verl_care.rule_table import main
+
+    raise typer.Exit(main(name, as_json=as_json))
+
+
+@app.command(epilog="Example: verl-care replay outputs/run --rule care --rule alp:beta=1e-4 --plots plots")
+def replay(
+    run: Annotated[
+        Path, typer.Argument(exists=True, help="A run's folder, its care_rollouts, or verl's rollout_data_dir.")
+    ],
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="A rule, as name or name:constant=value,…; none, logged. Default: all that need nothing."),
+    ] = None,
+    fill: Annotated[
+        list[str] | None, typer.Option(help="column=value for what a rule needs and the rollouts lack.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(file_okay=False, help="Folder for plots (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer (name or path) that counts the tokens of verl's dumps.")
+    ] = None,
+    length_unit: Annotated[
+        LengthUnit, typer.Option(help="Unit of length for verl's dumps; words and characters need no tokenizer.")
+    ] = LengthUnit.tokens,
+    correct_threshold: Annotated[float, typer.Option(help="Accuracies above this count as right.")] = 0.1,
+    norm_by_std: Annotated[bool, typer.Option(help="verl's algorithm.norm_adv_by_std_in_grpo.")] = True,
+) -> None:
+    """Show what each shaping rule would have given on the rollouts of a finished run."""
+    from verl_care.replay import main
+
+    raise typer.Exit(
+        main(
+            run,
+            rules=rule or (),
+            fill=fill or (),
+            out=plots,
+            as_json=as_json,
+            tokenizer=tokenizer,
+            length_unit=length_unit.value,
+            correct_threshold=correct_threshold,
+            norm_by_std=norm_by_std,
+        )
+    )
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

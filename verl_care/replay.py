@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -568,7 +569,7 @@ def run_replay(
     correct_threshold: float = 0.1,
     norm_by_std: bool = True,
 ) -> None:
-    """``verl-care replay``: table (or JSON) on stdout, plots in ``out``, progress on stderr.
+    """What ``verl-care replay`` does: table (or JSON) on stdout, plots in ``out``, progress on stderr.
 
     Args:
         path: see ``open_run``.
@@ -632,3 +633,13 @@ def run_replay(
         console.print(f"left out: {name} {reason}", highlight=False)
     for plot in plots:
         console.print(f"wrote {plot}", highlight=False)
+
+
+def main(path: str | Path, **options: Any) -> int:
+    """``run_replay`` with errors in one line on stderr; exit status 0, or 1 where the rollouts or a rule fail."""
+    try:
+        run_replay(path, **options)
+    except ReplayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
