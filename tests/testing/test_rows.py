@@ -125,3 +125,10 @@ def test_impossible_groups_are_refused(arguments, message):
 def test_a_batch_without_any_row_is_refused():
     with pytest.raises(ValueError, match="every session failed"):
         put_rows(make_group("a", accuracy=[None, None]), "unused")
+
+
+def test_a_response_has_the_keys_that_our_managers_give():
+    from verl_care.reward_manager.base import EXTRA_KEYS
+
+    (row,) = make_group("a", accuracy=[1])
+    assert set(row.fields["extra_fields"]["reward_extra_info"]) == set(EXTRA_KEYS)

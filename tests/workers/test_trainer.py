@@ -527,6 +527,26 @@ def test_group_filtering_reads_raw_accuracy_and_the_competence_counts_what_it_to
     assert replay(log_of(tmp_path)) == pytest.approx(competence, abs=1e-6)
 
 
+def test_colocate_async_trains_on_whole_groups_and_refills_failed_ones(train_partition, tmp_path):
+    trainer = make_trainer(tmp_path, mode="care_colocate_async")
+    put_groups([make_rows({uid: PROMPTS[uid]}) for uid in ("a", "b", "c")], train_partition, n=N)
+    asked = []
+
+    def refill(num_prompts):
+        asked.append(num_prompts)
+        put_groups([make_rows({"d": PROMPTS["d"]})], train_partition, n=N)
+
+    trainer.replay_buffer.refill_fn = refill
+    update = run_update(trainer, 3)
+    whole = {uid: PROMPTS[uid] for uid in ("a", "c", "d")}
+    expected, competence = expected_of(whole)
+    assert asked == [1] and set(update.keys()) == set(expected)
+    assert update.metrics["care/competence"] == pytest.approx(competence, abs=1e-6)
+    rewards = totals(update, "token_level_rewards")
+    for key, parts in expected.items():
+        assert rewards[key] == pytest.approx(sum(parts), abs=1e-5), key
+
+
 SEPARATE = [
     "data.train_batch_size=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
