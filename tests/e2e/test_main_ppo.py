@@ -1,0 +1,159 @@
+"""verl's own `main_ppo`, end to end without an accelerator. The runs are shared between the tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from verl_care.shaping.care import CareConfig, shape
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+FP32_AGREEMENT = 1e-6
+
+
+@pytest.fixture(scope="session")
+def whole(main_ppo, tmp_path_factory):
+    """Four steps in one go, checkpoints at 2 and 4."""
+    folder = tmp_path_factory.mktemp("whole")
+    return main_ppo(folder, "trainer.total_training_steps=4", "trainer.save_freq=2")
+
+
+@pytest.fixture(scope="session")
+def resumed(main_ppo, tmp_path_factory):
+    """The same, but killed without warning after the checkpoint of step 2 and started again."""
+    folder: Path = tmp_path_factory.mktemp("resumed")
+    marker = folder / "latest_checkpointed_iteration.txt"
+    overrides = ("trainer.total_training_steps=4", "trainer.save_freq=2")
+    main_ppo(folder, *overrides, kill_when=lambda: marker.exists() and marker.read_text().strip() == "2")
+    return main_ppo(folder, *overrides)
+
+
+@pytest.fixture(scope="session")
+def naive(main_ppo, tmp_path_factory):
+    """verl's own reward manager on the same recipe, on two workers, with a reference policy."""
+    return main_ppo(
+        tmp_path_factory.mktemp("naive"),
+        "reward.reward_manager.name=naive",
+        "trainer.n_gpus_per_node=2",
+        "ray_kwargs.ray_init.num_cpus=8",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "trainer.total_training_steps=2",
+    )
+
+
+@pytest.fixture(scope="session")
+def asynchronous(main_ppo, tmp_path_factory):
+    """The colocated asynchronous trainer."""
+    return main_ppo(
+        tmp_path_factory.mktemp("async"),
+        "trainer.v1.trainer_mode=care_colocate_async",
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=3",
+    )
+
+
+def read_state(folder: Path, step: int) -> dict:
+    return json.loads((folder / f"global_step_{step}" / "care_state.json").read_text())["state"]
+
+
+def replay(run, last: int) -> float:
+    """Competence after the steps 1 … last, from the accuracies and lengths of the rollout log alone."""
+    competence = CareConfig().competence_init
+    for step in range(1, last + 1):
+        rows = run.rollouts(step)
+        groups = {key: i for i, key in enumerate(sorted({row["uid"] for row in rows}))}
+        out = shape(
+            torch.tensor([row["acc"] for row in rows]),
+            torch.tensor([row["length"] for row in rows], dtype=torch.float32),
+            torch.tensor([groups[row["uid"]] for row in rows]),
+            competence,
+        )
+        for row, bonus in zip(rows, out.bonus.tolist(), strict=True):
+            assert row["bonus"] == pytest.approx(bonus, abs=1e-5)
+        competence = float(out.competence)
+    return competence
+
+
+def test_a_run_trains_on_every_problem_type_and_medium(whole, assets):
+    assert sorted(whole.steps) == [1, 2, 3, 4]
+    keys = {row["prompt_key"] for step in whole.steps for row in whole.rollouts(step)}
+    assert {assets.problem_type[key] for key in keys} == {
+        "multiple choice",
+        "numerical",
+        "OCR",
+        "free-form",
+        "regression",
+    }
+    # And within one batch, not only over the run.
+    first = {assets.medium[row["prompt_key"]] for row in whole.rollouts(1)}
+    assert first == {"video", "image", "text"}
+    for step, metrics in whole.steps.items():
+        assert len(whole.rollouts(step)) == 9 * 4
+        assert 0 < metrics["care/competence"] < 1 and metrics["care/reward_errors"] == 0
+        assert metrics["actor/grad_norm"] > 0
+
+
+def test_weights_change_and_reach_the_rollout(whole):
+    early, late = whole.weights(2), whole.weights(4)
+    moved = max((late[name] - early[name]).abs().max().item() for name in early)
+    assert moved > 1e-4
+    # A rollout with the weights of an earlier step would differ by far more than rounding.
+    for metrics in whole.steps.values():
+        assert metrics["training/rollout_probs_diff_max"] < FP32_AGREEMENT
+
+
+def test_shaped_rewards_differ_from_raw_scores(whole):
+    assert any(m["critic/rewards/mean"] != m["critic/score/mean"] for m in whole.steps.values())
+
+
+def test_saved_state_equals_a_replay_of_the_rollout_log(whole):
+    for step in (2, 4):
+        competence = replay(whole, step)
+        assert read_state(whole.folder, step)["competence"] == pytest.approx(competence, abs=1e-6)
+        assert whole.steps[step]["care/competence"] == pytest.approx(competence, abs=1e-6)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, resumed):
+    assert sorted(resumed.steps) == [3, 4]
+    for step in (1, 2, 3, 4):
+        assert [(r["prompt_key"], r["session"], r["response"]) for r in resumed.rollouts(step)] == [
+            (r["prompt_key"], r["session"], r["response"]) for r in whole.rollouts(step)
+        ]
+    assert read_state(resumed.folder, 4) == pytest.approx(read_state(whole.folder, 4), abs=1e-6)
+    for step in (3, 4):
+        for name in ("care/competence", "critic/rewards/mean", "critic/score/mean", "response_length/mean"):
+            assert resumed.steps[step][name] == pytest.approx(whole.steps[step][name], abs=1e-6)
+
+
+def test_naive_leaves_rewards_as_they_are(naive):
+    assert sorted(naive.steps) == [1, 2]
+    for metrics in naive.steps.values():
+        for part in ("mean", "max", "min"):
+            assert metrics[f"critic/rewards/{part}"] == metrics[f"critic/score/{part}"]
+        assert metrics["critic/score/max"] > 0
+        assert "care/competence" not in metrics
+    assert not list(naive.folder.glob("global_step_*/care_state.json"))
+
+
+def test_two_workers_agree_with_their_rollouts_and_leave_the_reference(naive):
+    for metrics in naive.steps.values():
+        assert metrics["training/rollout_probs_diff_max"] < FP32_AGREEMENT
+    # The reference policy stays where the actor was at the start.
+    assert naive.steps[1]["actor/kl_loss"] == pytest.approx(0, abs=1e-6)
+    assert naive.steps[2]["actor/kl_loss"] > 1e-5
+
+
+def test_asynchronous_run_shapes_every_batch(asynchronous):
+    assert sorted(asynchronous.steps) == [1, 2, 3]
+    for step, metrics in asynchronous.steps.items():
+        assert metrics["care/competence"] == pytest.approx(replay(asynchronous, step), abs=1e-6)
+    assert read_state(asynchronous.folder, 3)["competence"] == pytest.approx(
+        asynchronous.steps[3]["care/competence"], abs=1e-6
+    )
+    # Some batch was generated before the step that trains on it.
+    stale = [m["training/off_policy/trajectory_staleness/max"] for m in asynchronous.steps.values()]
+    assert max(stale) >= 1
