@@ -36,6 +36,7 @@ def describe_rule(name: str) -> dict[str, Any]:
 def describe_constants(cls: type) -> list[dict[str, Any]]:
     """Name, default and meaning of each constant; those of a nested config stand in place of it."""
     described: list[dict[str, Any]] = []
+    docs = _field_docs(cls)
     for constant in fields(cls):
         default = _default(constant)
         if is_dataclass(default):
@@ -51,7 +52,7 @@ def describe_constants(cls: type) -> list[dict[str, Any]]:
                 "name": constant.name,
                 "default": None if default is MISSING else default,
                 "required": default is MISSING,
-                "meaning": _field_docs(cls).get(constant.name, ""),
+                "meaning": docs.get(constant.name, ""),
             }
         )
     return described

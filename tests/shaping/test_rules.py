@@ -29,7 +29,7 @@ PUBLISHED = {
     "kimi_k1_5", "soft_overlong", "l1_exact", "l1_max", "efficient_reasoning", "o1_pruner", "alp", "laser", "laser_d",
     "laser_de", "shorter_better", "grpo_lead", "hapo", "short_rl", "diet", "adapt_think", "smart_thinker",
     "linear_pass_rate", "group_relative", "video_r1_band", "cosine", "vision_think", "a_dlp", "pixel_think",
-    "grpo_lambda", "care",
+    "grpo_lambda", "care", "gr3", "reasoning_length", "length_outlier", "overlong_pass_rate", "context_cost",
 }  # fmt: skip
 
 
