@@ -22,11 +22,19 @@ from verl_care.data.records import (
 )
 from verl_care.rewards.scorer import PROBLEM_TYPES
 
-ANSWERS = {"multiple choice": "B", "numerical": "3.5", "OCR": "NO EXIT", "free-form": "a ball", "regression": "4"}
+ANSWERS = {
+    "multiple choice": "B",
+    "numerical": "3.5",
+    "OCR": "NO EXIT",
+    "free-form": "a ball",
+    "regression": "4",
+    "temporal grounding": "[[2, 6.5]]",
+    "grounded QA": '{"answer": "B", "spans": [[2, 6.5]]}',
+}
 
 
 def row(index=0, problem_type="multiple choice", **changes):
-    options = ["A. cup", "B. pen"] if problem_type == "multiple choice" else []
+    options = ["A. cup", "B. pen"] if problem_type in ("multiple choice", "grounded QA") else []
     built = to_row(
         data_source="demo",
         index=index,
@@ -163,6 +171,59 @@ def test_a_row_that_is_no_dict(value):
 )
 def test_what_is_let_through(path, value):
     check_record(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "gold", "extra", "field", "problem"),
+    [
+        ("temporal grounding", "soon", {}, "reward_model.ground_truth", "'soon' holds no span of times"),
+        ("temporal grounding", "[[6, 2]]", {}, "reward_model.ground_truth", r"span \[6, 2\] is reversed"),
+        ("temporal grounding", "[[1, 2], [3, 3]]", {}, "reward_model.ground_truth", r"span \[3, 3\] is empty"),
+        ("temporal grounding", "[[2, 9]]", {"duration": 7.5}, "reward_model.ground_truth", "behind the clip's 7.5 s"),
+        ("temporal grounding", "[[8, 8.2]]", {"duration": 8}, "reward_model.ground_truth", "behind the clip's 8 s"),
+        (
+            "temporal grounding",
+            "[[2, 6]]",
+            {"span_unit": "normalised", "duration": 9},
+            "reward_model.ground_truth",
+            "no span",
+        ),
+        (
+            "temporal grounding",
+            "[[0, 1]]",
+            {"span_unit": "normalised"},
+            "extra_info.duration",
+            "set the clip's duration",
+        ),
+        ("temporal grounding", "[[0, 1]]", {"answer_unit": "frames"}, "extra_info.answer_unit", "got 'frames'"),
+        ("temporal grounding", "[[0, 1]]", {"duration": "9"}, "extra_info.duration", "got '9'"),
+        ("grounded QA", "[[2, 6]]", {}, "reward_model.ground_truth", "holds no option"),
+        ("grounded QA", "B", {}, "reward_model.ground_truth", "holds no span"),
+        ("grounded QA", '{"answer": "C", "spans": [[2, 6]]}', {}, "reward_model.ground_truth", "'C' is not among"),
+    ],
+)
+def test_a_faulty_gold_span_is_named(problem_type, gold, extra, field, problem):
+    faulty = row(4, problem_type)
+    faulty["reward_model"]["ground_truth"] = gold
+    faulty["extra_info"] |= extra
+    with pytest.raises(RecordError, match=f"^train.parquet, record 4: {field}: .*{problem}") as caught:
+        check_record(faulty, "train.parquet, record 4")
+    assert "; " in str(caught.value)
+
+
+def test_a_gold_span_may_end_within_the_second_after_its_clip():
+    good = row(4, "temporal grounding")
+    good["extra_info"]["duration"] = 5.9
+    assert check_record(good).ground_truth == "[[2, 6.5]]"
+
+
+def test_durations_are_one_column(tmp_path):
+    rows = [row(0), row(1, "temporal grounding"), row(2, "temporal grounding")]
+    rows[1]["extra_info"]["duration"], rows[2]["extra_info"]["duration"] = 7, 6.5
+    path = tmp_path / "train.parquet"
+    write_rows(rows, path)
+    assert [entry["extra_info"]["duration"] for entry in pq.read_table(path).to_pylist()] == [None, 7.0, 6.5]
+    assert check_file(str(path)) == 3
 
 
 @pytest.mark.parametrize("gold", ["B. pen", "b", "cup", "BC"])

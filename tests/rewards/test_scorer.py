@@ -15,8 +15,11 @@ GOLD = {
     "OCR": "NO EXIT HERE",
     "free-form": "the red ball moves",
     "regression": "4",
+    "temporal grounding": "[[2, 6]]",
+    "grounded QA": '{"answer": "B", "spans": [[2, 6]]}',
 }
 OPTIONS = ["A. cup", "B. pen"]
+WITH_OPTIONS = ("multiple choice", "grounded QA")
 
 
 def score(answer, problem_type, gold=None, **kwargs):
@@ -25,7 +28,7 @@ def score(answer, problem_type, gold=None, **kwargs):
 
 
 def info(problem_type):
-    return {"index": 7, "problem_type": problem_type, "options": OPTIONS if problem_type == "multiple choice" else None}
+    return {"index": 7, "problem_type": problem_type, "options": OPTIONS if problem_type in WITH_OPTIONS else None}
 
 
 @pytest.mark.parametrize("problem_type", PROBLEM_TYPES)
@@ -93,6 +96,10 @@ def test_numbers_beyond_floats_are_no_numbers(answer, problem_type):
 
 
 answers = st.text(max_size=30) | st.sampled_from(["B", "3.5", "NO EXIT", "the red ball", "4", "B. pen", "\ud800"])
+answers |= st.sampled_from(
+    ["3 to 7", "B; 7 to 3", "[2, 2]", "from 00:02 to 00:06 or so", '{"answer": "B", "start": 2}']
+)
+answers |= st.text("0123456789:.-[]{}to ,;B", max_size=20)
 surrogates = st.text(st.characters(categories=["Cs", "Cc", "L", "N", "P"]), max_size=30)
 frames = st.sampled_from(["{}", "<answer>{}</answer>", "<think>x</think><answer>{}</answer>", "<answer>{}"])
 
@@ -107,11 +114,164 @@ def test_any_response_has_a_sound_score(frame, answer, problem_type, scoring):
     assert tuple(result) == RESULT_KEYS
     assert 0.0 <= result["acc_strict"] <= result["acc_lenient"] <= 1.0
     assert result["format"] in (0.0, 1.0) and result["unparsed"] in (0.0, 1.0)
-    assert result["score"] == result["acc"] + result["format"]
+    assert result["score"] == pytest.approx(result["acc"] + result["format"], abs=1e-12)
+    assert (result["acc_answer"] is None) == (problem_type == "temporal grounding")
+    assert (result["acc_iou"] is None) == (problem_type not in ("temporal grounding", "grounded QA"))
     assert result["acc"] == result[f"acc_{scoring}"]
     assert not (result["unparsed"] and result["acc_lenient"])
     result["pred"].encode()
     assert result == scored()
+
+
+IN_FORMAT = "<think>because</think><answer>{}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem_type", "acc_answer", "acc_iou", "accuracy", "format_", "unparsed"),
+    [
+        # gold [2, 6]; [4, 6]: 2 / 4
+        ("4 to 6", "temporal grounding", None, 0.5, 0.5, 1.0, 0.0),
+        ('{"start_time": "4", "end_time": "6"}', "temporal grounding", None, 0.5, 0.5, 1.0, 0.0),
+        ("00:04 to 00:06", "temporal grounding", None, 0.5, 0.5, 1.0, 0.0),
+        ("6 to 2", "temporal grounding", None, 0.0, 0.0, 0.0, 0.0),
+        ("4 to 4", "temporal grounding", None, 0.0, 0.0, 0.0, 0.0),
+        ("7 to 9", "temporal grounding", None, 0.0, 0.0, 1.0, 0.0),
+        ("later", "temporal grounding", None, 0.0, 0.0, 0.0, 1.0),
+        # published code: 1.2.3 passes for a time in the format
+        ('{"start_time": "1.2.3", "end_time": "6"}', "temporal grounding", None, 0.0, 0.0, 0.0, 1.0),
+        # (1 + 0.5) / 2
+        ('{"answer": "B", "start_time": 4, "end_time": 6}', "grounded QA", 1.0, 0.5, 0.75, 1.0, 0.0),
+        ("B; 4 to 6", "grounded QA", 1.0, 0.5, 0.75, 1.0, 0.0),
+        ("A; 4 to 6", "grounded QA", 0.0, 0.5, 0.25, 1.0, 0.0),
+        ("B", "grounded QA", 1.0, 0.0, 0.5, 0.0, 0.0),
+        ("B; 6 to 4", "grounded QA", 1.0, 0.0, 0.5, 0.0, 0.0),
+        ("4 to 6", "grounded QA", 0.0, 0.5, 0.25, 0.0, 0.0),
+        ("neither", "grounded QA", 0.0, 0.0, 0.0, 0.0, 1.0),
+    ],
+)
+def test_answers_with_times(answer, problem_type, acc_answer, acc_iou, accuracy, format_, unparsed):
+    result = score(answer, problem_type)
+    assert (result["acc_answer"], result["acc_iou"], result["acc"]) == (acc_answer, acc_iou, accuracy)
+    assert (result["format"], result["unparsed"], result["score"]) == (format_, unparsed, accuracy + format_)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem_type", "strict", "lenient"),
+    [
+        ("It runs from 4 to 6 seconds.", "temporal grounding", 0.0, 0.5),
+        ("B. pen; 4 to 6", "grounded QA", 0.0, 0.75),
+        ("The answer is B, seen from 4 to 6 s.", "grounded QA", 0.0, 0.75),
+    ],
+)
+def test_times_among_words_count_in_the_lenient_scoring_alone(answer, problem_type, strict, lenient):
+    result = score(answer, problem_type)
+    assert (result["acc_strict"], result["acc_lenient"]) == (strict, lenient)
+    loose = score(answer, problem_type, scoring="lenient")
+    assert loose["acc"] == lenient and loose["unparsed"] == 0.0
+
+
+PUBLISHED = {"temporal_grounding": {"iou": 0.5, "format": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    # 0.5 * IoU + 0.5 * format (arXiv 2506.01908; appletea233/Temporal-R1, tvg.py)
+    [("2 to 6", 1.0), ("4 to 6", 0.75), ("8 to 9", 0.5), ("6 to 2", 0.0)],
+)
+def test_the_published_sum_for_grounding(answer, expected):
+    assert score(answer, "temporal grounding", weights=PUBLISHED)["score"] == expected
+
+
+def test_each_kind_of_task_has_weights_of_its_own():
+    weights = {"grounded_qa": {"answer": 0.6, "iou": 0.2, "format": 0.1}, "qa": {"answer": 2, "format": 0}}
+    result = score("B; 4 to 6", "grounded QA", weights=weights)
+    # 0.6 * 1 + 0.2 * 0.5 + 0.1; (0.6 + 0.1) / 0.8
+    assert result["score"] == pytest.approx(0.8)
+    assert result["acc"] == pytest.approx(0.875)
+    assert score("B", "multiple choice", weights=weights)["score"] == 2.0
+    assert score("2 to 6", "temporal grounding", weights=weights)["score"] == 2.0
+
+
+def test_no_weight_of_the_format_may_be_negative_and_no_name_misspelt():
+    for weights, message in [
+        ({"qa": {"format": -1}}, r"weights.qa.format: expected a finite number >= 0; got -1"),
+        ({"qa": {"iou": 1}}, "weights.qa: expected answer, format; got 'iou'"),
+        ({"mcq": {}}, "weights: expected qa, temporal_grounding, grounded_qa; got 'mcq'"),
+        ({"grounded_qa": {"answer": 0, "iou": 0}}, "weights.grounded_qa: the answer weighs nothing"),
+        ({"qa": {"answer": math.nan}}, "weights.qa.answer: expected a finite number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            score("B", "multiple choice", weights=weights)
+
+
+def grounding(answer, gold, span_reward="iou", gold_spans="max", **extra):
+    extra_info = {"index": 7, "problem_type": "temporal grounding", **extra}
+    return compute_score(
+        "demo",
+        f"<think>because</think><answer>{answer}</answer>",
+        gold,
+        extra_info,
+        span_reward=span_reward,
+        gold_spans=gold_spans,
+    )["acc"]
+
+
+def test_units_of_gold_and_answer():
+    # gold [0.2, 0.6] of 10 s = [2, 6] s
+    assert grounding("4 to 6", "[0.2, 0.6]", span_unit="normalised", duration=10) == pytest.approx(0.5)
+    assert grounding("0.4 to 0.6", "[2, 6]", answer_unit="normalised", duration=10.0) == pytest.approx(0.5)
+    both = {"span_unit": "normalised", "answer_unit": "normalised"}
+    assert grounding("0.4 to 0.6", "[0.2, 0.6]", **both) == pytest.approx(0.5)
+    assert grounding("4 to 6", "[0.2, 0.6]", **both) == 0.0
+
+
+def test_several_gold_spans():
+    gold = "[[0, 2], [4, 8]]"
+    assert grounding("4 to 6", gold) == pytest.approx(0.5)
+    # 2 / (2 + 4 + 2 - 2)
+    assert grounding("4 to 6", gold, gold_spans="union") == pytest.approx(2 / 6)
+    assert grounding("0 to 2; 4 to 8", gold, gold_spans="union") == 1.0
+    # both guesses against the better span alone: 4 / 6
+    assert grounding("0 to 2; 4 to 8", gold) == pytest.approx(4 / 6)
+
+
+def test_boundary_aware_variant():
+    # IoU 0.5, starts 2 apart, ends equal, T = 10: 0.5 * 0.8 * 1
+    assert grounding("4 to 6", "[2, 6]", span_reward="boundary", duration=10) == pytest.approx(0.4)
+    normalised = {"span_unit": "normalised", "duration": 10, "span_reward": "boundary"}
+    assert grounding("4 to 6", "[0.2, 0.6]", **normalised) == pytest.approx(0.4)
+    assert grounding("0.4 to 0.6", "[0.2, 0.6]", answer_unit="normalised", **normalised) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("gold", "extra", "named"),
+    [
+        ("[[6, 2]]", {}, r"demo/7: span \[6, 2\] is reversed"),
+        ("[[2, 2]]", {}, r"demo/7: span \[2, 2\] is empty"),
+        ("soon", {}, "demo/7: 'soon' holds no span"),
+        ("[[2, 60]]", {"duration": 30}, r"demo/7: span \[2, 60\] lies behind the clip's 30 s"),
+        (
+            "[2, 6]",
+            {"span_unit": "normalised", "duration": 30},
+            r"demo/7: '\[2, 6\]' holds no span of times in \[0, 1\]",
+        ),
+        ("[2, 6]", {"span_unit": "frames"}, "demo/7: extra_info.span_unit: expected seconds or normalised"),
+        ("[0.2, 0.6]", {"span_unit": "normalised"}, "demo/7: extra_info.duration: gold spans are normalised"),
+        ("[2, 6]", {"duration": 0}, "demo/7: extra_info.duration: expected the clip's seconds"),
+        ("[2, 6]", {"span_reward": "boundary"}, "demo/7: span_reward=boundary needs the clip's duration"),
+        ("[2, 6]", {"span_reward": "giou"}, "span_reward: expected iou or boundary; got 'giou'"),
+        ("[2, 6]", {"gold_spans": "mean"}, "gold_spans: expected max or union; got 'mean'"),
+    ],
+)
+def test_a_faulty_record_with_times_is_named(gold, extra, named):
+    with pytest.raises(ValueError, match=named):
+        grounding("4 to 6", gold, **extra)
+
+
+def test_grounded_qa_wants_an_option_and_spans():
+    for gold, named in [("B", "demo/7: 'B' holds no span"), ("[2, 6]", r"demo/7: '\[2, 6\]' holds no option")]:
+        with pytest.raises(ValueError, match=named):
+            score("B; 2 to 6", "grounded QA", gold)
 
 
 def test_options_may_be_an_array():

@@ -19,7 +19,7 @@ from typing import Any, NotRequired, TypedDict
 from verl_care.rewards.multiple_choice import split_option
 from verl_care.rewards.numerical import read_number
 from verl_care.rewards.parsing import is_utf8, read_ground_truth
-from verl_care.rewards.scorer import PROBLEM_TYPES
+from verl_care.rewards.scorer import GROUNDED_QA, GROUNDING, PROBLEM_TYPES, read_gold
 
 MIN_VIDEO_PIXELS = 128 * 28 * 28
 """Pixels to which qwen-vl-utils enlarges a smaller frame unless ``min_pixels`` is given (with patches of 14 pixels)."""
@@ -90,6 +90,9 @@ class ExtraInfo(TypedDict):
     index: int
     problem_type: str
     options: NotRequired[list[str]]
+    duration: NotRequired[float]
+    span_unit: NotRequired[str]
+    answer_unit: NotRequired[str]
 
 
 class Row(TypedDict):
@@ -230,8 +233,21 @@ def _check_prompt(prompt: object, where: str) -> dict[str, int]:
     return counts
 
 
-def _check_answer(answer: str, problem_type: str, options: Sequence[str], where: str) -> None:
+def _check_answer(
+    answer: str, problem_type: str, options: Sequence[str], extra_info: Mapping[str, Any], where: str
+) -> None:
     field = "reward_model.ground_truth"
+    if problem_type in (GROUNDING, GROUNDED_QA):
+        try:
+            answer, _ = read_gold(answer, problem_type, extra_info)
+        except ValueError as error:
+            # Faults of unit and duration name their own field.
+            message = str(error)
+            named = message if message.startswith("extra_info.") else f"{field}: {message}"
+            raise RecordError(f"{where}: {named}") from None
+        if problem_type == GROUNDED_QA:
+            _check_answer(answer, "multiple choice", options, extra_info, where)
+        return
     if problem_type == "multiple choice":
         labels = [pair[0] for pair in map(split_option, options) if pair]
         if options and answer not in labels:
@@ -292,7 +308,7 @@ def check_record(row: Mapping[str, Any], where: str = "record") -> Record:
     answer = read_ground_truth(ground_truth)
     if not answer:
         raise RecordError.at(where, "reward_model.ground_truth", "the answer tags are empty", "set the expected answer")
-    _check_answer(answer, problem_type, options, where)
+    _check_answer(answer, problem_type, options, extra_info, where)
 
     files: list[str] = []
     placeholders = _check_prompt(row.get("prompt"), where)
@@ -393,6 +409,9 @@ def _schema(rows: Sequence[Mapping[str, Any]]) -> Any:
     images = [image for row in rows for image in row.get("images") or ()]
     infos = [row["extra_info"] for row in rows]
     info = {"index": integer, "problem_type": text, "options": pa.list_(text)}
+    if any("duration" in entry for entry in infos):
+        # Whole seconds in some records and fractions in others are one column.
+        info["duration"] = real
     return pa.schema(
         {
             "data_source": text,
