@@ -153,6 +153,41 @@ def replay(
     )
 
 
+@app.command(epilog="Example: verl-care simulate --sweep care.concise_threshold=0.7,0.75,0.8 --figure sweep.png")
+def simulate(
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="A rule, as name or name:constant=value,…. Default: care, none, video_r1_band, a Kimi form."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="rule.constant=value,value,…: one run for each value.", show_default=False)
+    ] = None,
+    set_parameter: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value: a parameter of the model.", show_default=False)
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each rule.")] = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
+    sensitivity: Annotated[bool, typer.Option(help="Also vary the model's own parameters, for the first rule.")] = True,
+    figure: Annotated[Path | None, typer.Option(dir_okay=False, help="Figure to write (PNG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the tables.")] = False,
+) -> None:
+    """Predict length, accuracy and competence over a training run under shaping rules, in a model of training."""
+    from verl_care.simulate import main
+
+    raise typer.Exit(
+        main(
+            rules=rule or (),
+            sweeps=sweep or (),
+            parameters=set_parameter or (),
+            num_seeds=seeds,
+            num_workers=workers,
+            sensitivity=sensitivity,
+            figure=figure,
+            as_json=as_json,
+        )
+    )
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()
