@@ -165,7 +165,10 @@ def test_care_video_is_the_published_run(key, care_video):
     assert OmegaConf.select(care_video, key, throw_on_missing=True) == PUBLISHED[key]
 
 
-def test_the_longest_sequence_fits_one_micro_batch_and_one_chunk(care_video):
+@pytest.mark.parametrize("hardware", ["gpu1", "gpu8", "nodes"])
+def test_the_longest_sequence_fits_one_micro_batch_and_one_chunk(hardware, compose_job):
+    care_video = compose_job("+recipe=care_video", f"care_hardware={hardware}")
+    assert care_video.actor_rollout_ref.actor.use_dynamic_bsz
     longest = care_video.data.max_prompt_length + care_video.data.max_response_length
     assert care_video.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= longest
     assert care_video.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu >= longest
