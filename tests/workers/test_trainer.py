@@ -118,6 +118,8 @@ def test_rewards_are_shaped_and_scores_stay_raw(partition, tmp_path):
     for key, (score, bonus) in expected.items():
         assert scores[key] == pytest.approx(score, abs=1e-6), key
         assert rewards[key] == pytest.approx(score + bonus, abs=1e-5), key
+    for key, row in read_rows(update.batch, "token_level_rewards").items():
+        assert not row["token_level_rewards"][:-1].any(), f"{key}: the reward belongs on the last token"
     mean_score = sum(score for score, _ in expected.values()) / len(expected)
     mean_bonus = sum(bonus for _, bonus in expected.values()) / len(expected)
     assert update.metrics["critic/score/mean"] == pytest.approx(mean_score, abs=1e-5)
