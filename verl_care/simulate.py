@@ -333,7 +333,7 @@ def render_summary(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title, caption=WARNING, box=SIMPLE_HEAD)
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")
     for head in ("length\nstart", "peak", "at\nstep", "end", "accuracy\nstart", "best", "end", "competence\nend"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
@@ -460,6 +460,12 @@ def run_simulation(
     console.print(render_summary(rows, f"Simulated training, {num_seeds} seeds, {model.num_steps} steps"))
     if sensitivity:
         console.print(render_summary(varied_rows, f"Sensitivity of {specs[0]} to the model's own parameters"))
+        ranges = []
+        figures = (("length_peak", "peak", 0), ("peak_step", "at step", 0), ("length_end", "end", 0))
+        for name, text, digits in (*figures, ("accuracy_end", "accuracy", 2)):
+            values = [row[name] for row in varied_rows]
+            ranges.append(f"{text} {min(values):.{digits}f} to {max(values):.{digits}f}")
+        console.print(f"Over these parameters: {', '.join(ranges)}.", highlight=False)
     if figure is not None:
         console.print(f"wrote {figure}", highlight=False)
 
