@@ -1,8 +1,13 @@
-"""Skips what this machine cannot run: tests marked `gpu` without a GPU, tests marked `vllm` without vLLM."""
+"""Skips what this machine cannot run: tests marked `gpu` without a GPU, tests marked `vllm` without vLLM.
+
+Ray and TransferQueue come as fixtures of our own plugin; they start only when a test asks for them.
+"""
 
 import importlib.util
 
 import pytest
+
+pytest_plugins = ["verl_care.testing.plugin"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from verl.experimental.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_care.rewards.scorer import normalise_result
 from verl_care.testing.worker_group import ByteTokenizer
 
 MODALITIES = ("video", "image", "text")
@@ -230,18 +231,9 @@ def _plain(value: Any) -> Any:
 
 
 def _score_info(acc: float, format: float) -> dict[str, Any]:
-    # The keys that a verl_care reward manager gives for every response (reward_manager/base.py, EXTRA_KEYS).
-    return {
-        "score": acc + format,
-        "acc": acc,
-        "acc_strict": acc,
-        "acc_lenient": acc,
-        "format": format,
-        "unparsed": 0.0,
-        "pred": "A" if acc > 0 else "B",
-        "reward_error": 0.0,
-        "acc_shuffled": None,
-    }
+    # As a verl_care manager gives it (reward_manager/base.py, EXTRA_KEYS), for a question that is not about times.
+    result = {"score": acc + format, "acc": acc, "acc_answer": acc, "format": format, "pred": "A" if acc > 0 else "B"}
+    return {**normalise_result(result), "reward_error": 0.0, "acc_shuffled": None}
 
 
 def _random_text(num_tokens: int, seed: str) -> str:
