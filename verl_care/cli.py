@@ -188,6 +188,28 @@ def simulate(
     )
 
 
+@app.command(epilog="Example: verl-care report outputs/care outputs/naive --baseline outputs/naive --out report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(exists=True, file_okay=False, help="Folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder of the report. Default: report in the first run's.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Run to measure token reduction against. Default: the first."),
+    ] = None,
+    metrics: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="File of verl's file logger, one a run, for competence."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table's figures as JSON.")] = False,
+) -> None:
+    """Make one page of runs, finished or going on: lengths, accuracy, stages, rewards, unparsed answers."""
+    from verl_care.report.page import main
+
+    raise typer.Exit(main(runs, out_dir=out, baseline=baseline, metrics=metrics or (), as_json=as_json))
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()
