@@ -26,12 +26,15 @@ def test_updates_come_back_in_order_with_every_column(tmp_path):
     assert tables[0]["uid"].to_pylist() == ["a1", "b1"] and tables[0]["bonus"].to_pylist() == [None, None]
 
 
-def test_a_step_run_again_replaces_its_updates(tmp_path):
+def test_steps_after_the_checkpoint_are_removed_on_resume(tmp_path):
     log = RolloutLog(tmp_path, max_bytes=10**9)
-    log.write(3, 0, _columns("old"))
-    log.write(3, 1, _columns("old"))
-    RolloutLog(tmp_path, max_bytes=10**9).write(3, 0, _columns("new"))
-    assert [table["uid"].to_pylist() for table in read_log(tmp_path)] == [["new"]]
+    for step in (2, 3, 4, 12):
+        log.write(step, 0, _columns(f"a{step}"))
+        log.write(step, 1, _columns(f"b{step}"))
+    resumed = RolloutLog(tmp_path, max_bytes=10**9)
+    assert resumed.remove_after(3) == 4
+    resumed.write(4, 0, _columns("new"))
+    assert [table["uid"].to_pylist() for table in read_log(tmp_path)] == [["a2"], ["b2"], ["a3"], ["b3"], ["new"]]
 
 
 def test_a_half_written_file_is_not_read(tmp_path):

@@ -1,7 +1,7 @@
 """The per-rollout log: one Parquet file an update under ``<trainer.default_local_dir>/care_rollouts``.
 
-A file is written whole and then renamed, so a reader never sees half of one. A step that is run again after a resume
-replaces its file: the folder always tells one history.
+A file is written whole and then renamed, so a reader never sees half of one. A run that begins at a checkpoint removes
+the files of later steps, which it will run again: the folder always tells one history.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ class RolloutLog:
         """Whether response texts still fit."""
         return self._bytes < self.max_bytes
 
+    def remove_after(self, step: int) -> int:
+        """Removes the files of steps after ``step``, which an abandoned run left; returns how many there were."""
+        abandoned = [path for path in _files_in(self.folder) if _order(path)[0] > step]
+        for path in abandoned:
+            self._bytes -= path.stat().st_size
+            path.unlink()
+        return len(abandoned)
+
     def write(self, step: int, update: int, columns: dict[str, Any]) -> Path:
         """Writes the rollouts of one update.
 
@@ -84,9 +92,6 @@ class RolloutLog:
             "update": [update] * num_rows,
         }
         path = self.folder / (f"{step}.parquet" if update == 0 else f"{step}_{update}.parquet")
-        if update == 0:
-            for stale in self.folder.glob(f"{step}_*.parquet"):
-                stale.unlink()
         partial = path.with_suffix(f".partial{os.getpid()}")
         pq.write_table(pa.table(filled, schema=SCHEMA), partial, compression="zstd")
         os.replace(partial, path)
@@ -102,10 +107,18 @@ def log_files(run_dir: str | os.PathLike[str]) -> list[Path]:
     """
     run_dir = Path(run_dir)
     folder = run_dir if run_dir.name == FOLDER else run_dir / FOLDER
-    paths = [path for path in folder.glob("*.parquet") if path.stem.replace("_", "").isdigit()]
+    paths = _files_in(folder)
     if not paths:
         raise FileNotFoundError(f"no rollout log in {folder}: expected <step>.parquet files of a verl_care run")
-    return sorted(paths, key=lambda path: [int(part) for part in path.stem.split("_")])
+    return sorted(paths, key=_order)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.parquet") if path.stem.replace("_", "").isdigit()]
+
+
+def _order(path: Path) -> list[int]:
+    return [int(part) for part in path.stem.split("_")]
 
 
 def read_log(run_dir: str | os.PathLike[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
