@@ -1,9 +1,12 @@
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verl_care.data.records import check_file
 from verl_care.rewards.spans import (
     MAX_SECONDS,
     are_valid,
@@ -274,3 +277,11 @@ def test_hostile_text_is_read_in_no_time(text):
     assert read_spans(text) is None
     assert read_option_and_spans(text)[1] is None
     find_option_and_spans(text)
+
+
+def test_the_documented_records_are_sound(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "grounding.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, str(page), "exec"), {})
+    assert check_file("train.parquet") == 2

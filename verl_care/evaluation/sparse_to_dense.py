@@ -287,8 +287,8 @@ class SparseToDense:
             One result a question, failed ones included, and the figures.
 
         Raises:
-            ValueError: no questions, two with one key, an unknown problem type, a faulty ground truth, or an engine that
-                gives more or fewer entries than it got requests.
+            ValueError: no questions, two with one key, an unknown problem type, a faulty ground truth, or an engine
+                that gives more or fewer entries than it got requests.
         """
         _check(questions)
         history: dict[str, list[Level]] = {question.key: [] for question in questions}

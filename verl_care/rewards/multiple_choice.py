@@ -52,8 +52,8 @@ def read_letter(text: str, options: Sequence[str] = ()) -> str | None:
     pairs = [pair for pair in map(split_option, options) if pair]
     letters = {letter for letter, _ in pairs}
     for letter, option_text in pairs:
-        words = " ".join(option_text.split()).casefold().rstrip(".")
-        if words and head.casefold().rstrip(".") in (words, f"{letter} {words}".casefold()):
+        said = " ".join(option_text.split()).casefold().rstrip(".")
+        if said and head.casefold().rstrip(".") in (said, f"{letter} {said}".casefold()):
             return letter
 
     lead_in = _LEAD_IN.match(head)

@@ -252,7 +252,7 @@ def find_option_and_spans(text: str, unit: str = "seconds") -> tuple[str, tuple[
 
 def are_valid(spans: Sequence[Span] | None) -> bool:
     """Whether there are spans and each of them ends after it starts."""
-    return bool(spans) and all(start < end for start, end in spans)
+    return spans is not None and len(spans) > 0 and all(start < end for start, end in spans)
 
 
 def merge(spans: Sequence[Span]) -> list[Span]:
@@ -344,12 +344,12 @@ def score_spans(
         raise ValueError(f"span_reward: expected {' or '.join(SPAN_REWARDS)}; got {reward!r}")
     if gold_spans not in GOLD_SPANS:
         raise ValueError(f"gold_spans: expected {' or '.join(GOLD_SPANS)}; got {gold_spans!r}")
-    if reward == "boundary" and not duration:
+    if reward == "boundary" and duration is None:
         raise ValueError("span_reward=boundary needs the clip's duration: set extra_info.duration")
-    if not are_valid(pred):
+    if pred is None or not are_valid(pred):
         return 0.0
     targets = [[span] for span in gold] if gold_spans == "max" else [list(gold)]
-    if reward == "iou":
+    if duration is None or reward == "iou":
         return max(temporal_iou(pred, target) for target in targets)
     return max(boundary_iou(pred, target, duration) for target in targets)
 
