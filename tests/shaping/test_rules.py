@@ -20,7 +20,7 @@ CASES = runpy.run_path(str(Path(__file__).with_name("rule_cases.py")))
 GROUPS = CASES["GROUPS"]
 
 # Constants that a rule has no default for.
-REQUIRED = {"alp": {"beta": 1e-4}, "laser": {"target_length": 4096}, "cosine": {"max_length": 16384}}
+REQUIRED = {"alp": {"beta": 1e-3}, "laser": {"target_length": 4096}, "cosine": {"max_length": 16384}}
 
 # Rules whose bonus depends on other prompts of the batch, by design.
 BATCH_SCOPE = {"care", "grpo_lambda", "short_rl"}
