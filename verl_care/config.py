@@ -167,7 +167,10 @@ class ContrastConfig:
     """Temporal contrast of T-GRPO (arXiv 2503.21776; Video-R1 ``grpo_trainer.py``)."""
 
     enabled: bool = True
-    """Adds the bonus where a group has responses on shuffled frames; a group without them gets none."""
+    """Generates responses on shuffled frames while training, and adds the bonus where a group has some; a group without
+    them (images, text, videos of one frame) gets none."""
+    responses: int | None = None
+    """Responses on shuffled frames for each prompt with a video, at most ``rollout.n``; null: half of ``rollout.n``."""
     bonus: float = 0.3
     """Added to the reward of each correct response of a group that passes."""
     factor: float = 0.8
@@ -178,8 +181,27 @@ class ContrastConfig:
     """Responses with an accuracy above this earn the bonus."""
 
     def __post_init__(self) -> None:
+        _require(self.responses is None or self.responses >= 0, "responses", self.responses, "null or an integer >= 0")
         _require(self.bonus >= 0, "bonus", self.bonus, "a number >= 0")
         _require(self.factor >= 0, "factor", self.factor, "a number >= 0")
+
+    def num_responses(self, rollout_n: int) -> int:
+        """Responses on shuffled frames for a prompt with ``rollout_n`` responses on ordered ones.
+
+        Raises:
+            ValueError: more are asked for than there are sessions.
+        """
+        if not self.enabled:
+            return 0
+        if self.responses is None:
+            return rollout_n // 2
+        _require(
+            self.responses <= rollout_n,
+            "care.contrast.responses",
+            self.responses,
+            f"at most actor_rollout_ref.rollout.n={rollout_n}: each session gives one at most",
+        )
+        return self.responses
 
 
 @dataclass(frozen=True, kw_only=True)

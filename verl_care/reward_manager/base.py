@@ -15,6 +15,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from verl_care.config import Config
+from verl_care.data.shuffle import SHUFFLED_FIELD
 from verl_care.rewards.scorer import RESULT_KEYS, normalise_result
 from verl_care.shaping import get_rule
 from verl_care.shaping.base import Rule
@@ -25,9 +26,6 @@ logger = logging.getLogger(__name__)
 EXTRA_KEYS = (*RESULT_KEYS, "reward_error", "acc_shuffled")
 """Keys of ``reward_extra_info``, the same for every rollout: the scorer's, whether the scoring function raised (0.0 or
 1.0), and the accuracy of the session's response on shuffled frames (None where there is none)."""
-
-SHUFFLED_FIELD = "care_shuffled"
-"""Extra field of an agent loop that holds the text of a response on shuffled frames."""
 
 _FAILED: dict[str, float | str] = {**dict.fromkeys(RESULT_KEYS, 0.0), "unparsed": 1.0, "pred": ""}
 

@@ -17,6 +17,27 @@ from verl_care.shaping import groups
 from verl_care.shaping.base import Rule, Shaped, ShapingBatch
 
 
+def group_accuracies(accuracy_N: Tensor, shuffled_accuracy_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean accuracy of each response's group on ordered and on shuffled frames.
+
+    Args:
+        accuracy_N: accuracy on ordered frames, (N,), in [0, 1].
+        shuffled_accuracy_N: accuracy on shuffled frames, (N,), in [0, 1]; NaN where the session gave no such response.
+        group_N: prompt group of each response, (N,), integers.
+
+    Returns:
+        Both means, (N,), float64: in float32 equal accuracies of groups of different sizes may have unequal means. The
+        second is NaN in groups without a response on shuffled frames.
+    """
+    index_N, num_groups = groups.index_groups(group_N)
+    present_N = ~shuffled_accuracy_N.isnan()
+    ordered_G = groups.mean(accuracy_N.double(), index_N, num_groups)
+    zeros_G = torch.zeros(num_groups, dtype=torch.float64, device=accuracy_N.device)
+    sum_G = zeros_G.index_add(0, index_N[present_N], shuffled_accuracy_N[present_N].double())
+    count_G = torch.bincount(index_N[present_N], minlength=num_groups)
+    return ordered_G[index_N], (sum_G / count_G)[index_N]
+
+
 def compute_contrast_bonus(
     accuracy_N: Tensor, shuffled_accuracy_N: Tensor, group_N: Tensor, config: ContrastConfig | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -37,15 +58,9 @@ def compute_contrast_bonus(
         The bonus (N,) and whether each response's group passes (N,), bool.
     """
     config = ContrastConfig() if config is None else config
-    index_N, num_groups = groups.index_groups(group_N)
-    present_N = ~shuffled_accuracy_N.isnan()
-    shuffled_G = accuracy_N.new_zeros(num_groups).index_add_(
-        0, index_N, torch.where(present_N, shuffled_accuracy_N, 0.0).to(accuracy_N.dtype)
-    )
-    present_G = torch.bincount(index_N[present_N], minlength=num_groups)
-    ordered_G = groups.mean(accuracy_N, index_N, num_groups)
-    passes_G = (present_G > 0) & (ordered_G >= config.factor * shuffled_G / present_G.clamp(min=1) + config.margin)
-    passes_N = passes_G[index_N]
+    ordered_N, shuffled_N = group_accuracies(accuracy_N, shuffled_accuracy_N, group_N)
+    # False where a group has nothing to compare with: NaN.
+    passes_N = ordered_N >= config.factor * shuffled_N + config.margin
     return config.bonus * (passes_N & (accuracy_N > config.correct_threshold)).to(accuracy_N.dtype), passes_N
 
 
@@ -80,12 +95,16 @@ class ContrastedRule:
             return self.rule(batch, state)
         temporal_N, passes_N = compute_contrast_bonus(batch.accuracy, shuffled_N, batch.group, self.config)
         shaped, state = self.rule(replace(batch, score=batch.score + temporal_N), state)
-        has_N = groups.group_max((~shuffled_N.isnan()).float(), batch.group) > 0
+        ordered_mean_N, shuffled_mean_N = group_accuracies(batch.accuracy, shuffled_N, batch.group)
+        has_N = ~shuffled_mean_N.isnan()
+        # Passed without being better on ordered frames: equal accuracies, or worse ones within the factor.
+        vacuous_N = passes_N & (ordered_mean_N <= shuffled_mean_N)
         metrics = {
             **shaped.metrics,
             "care/temporal/acc_ordered": float(batch.accuracy[has_N].mean()),
             "care/temporal/acc_shuffled": float(shuffled_N.nanmean()),
             "care/temporal/pass_share": float(passes_N[has_N].float().mean()),
+            "care/temporal/vacuous_share": float(vacuous_N[has_N].float().mean()),
             "care/temporal/bonus": float(temporal_N[has_N].mean()),
         }
         columns = {**shaped.columns, "temporal_bonus": temporal_N}

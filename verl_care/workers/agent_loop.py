@@ -1,13 +1,30 @@
-"""Agent loop ``care_agent``: verl's single turn, with a seed of its own for every rollout."""
+"""Agent loop ``care_agent``: verl's single turn, with a seed of its own for every rollout, and T-GRPO's second answer.
 
+T-GRPO (arXiv 2503.21776 §3) compares answers on ordered frames with answers on shuffled ones. The second answer is
+generated beside the first, in the same session: no rows are added to the batch, and padding, group filtering and batch
+sizes stay as they are.
+"""
+
+import asyncio
 import hashlib
+import time
 from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.workers.rollout.replica import TokenOutput
+
+from verl_care.data.shuffle import (
+    SHUFFLED_DELAY_FIELD,
+    SHUFFLED_FIELD,
+    SHUFFLED_RESPONSES_COLUMN,
+    SHUFFLED_SECONDS_FIELD,
+    SHUFFLED_TOKENS_FIELD,
+    shuffle_videos,
+)
 
 
-def rollout_seed(seed: int, data_source: str, index: int, session_id: int, step: int) -> int:
+def rollout_seed(seed: int, data_source: str, index: int, session_id: int, step: int, variant: str = "") -> int:
     """Return the sampling seed of one rollout, a 63-bit hash of what identifies it.
 
     It depends on the record, not on verl's uid (new in every run) nor on the order of arrival.
@@ -18,27 +35,117 @@ def rollout_seed(seed: int, data_source: str, index: int, session_id: int, step:
         index: the record's ``extra_info.index``.
         session_id: number of the rollout within its prompt, from 0.
         step: training step the prompt was drawn for.
+        variant: tells a further response of the same session from its first.
     """
-    identity = f"{seed}/{data_source}/{index}/{session_id}/{step}".encode()
-    return int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "big") >> 1
+    identity = f"{seed}/{data_source}/{index}/{session_id}/{step}" + (f"/{variant}" if variant else "")
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class CareAgentLoop(SingleTurnAgentLoop):
-    """One turn; sets ``seed`` in the sampling parameters when ``rollout.custom.seed`` is given."""
+    """One turn; sets ``seed`` in the sampling parameters when ``rollout.custom.seed`` is given.
+
+    The first sessions of a training prompt with a video, as many as the row's ``care_shuffled_responses`` says, also
+    answer on shuffled frames; ``extra_fields`` then hold that answer's text, tokens and seconds.
+    """
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Generate one response for a dataset row (verl passes its fields, ``session_id`` and ``global_steps``)."""
         seed = (self.rollout_config.get("custom") or {}).get("seed")
+        shuffled_params = dict(sampling_params)
         if seed is not None:
+            identity = (
+                int(seed),
+                str(kwargs["data_source"]),
+                int(kwargs["index"]),
+                int(kwargs["session_id"]),
+                int(kwargs["global_steps"]),
+            )
             # Copied: verl hands one dict to all sessions of a prompt.
-            sampling_params = {
-                **sampling_params,
-                "seed": rollout_seed(
-                    int(seed),
-                    str(kwargs["data_source"]),
-                    int(kwargs["index"]),
-                    int(kwargs["session_id"]),
-                    int(kwargs["global_steps"]),
-                ),
-            }
-        return await super().run(sampling_params, priority=priority, **kwargs)
+            sampling_params = {**sampling_params, "seed": rollout_seed(*identity)}
+            # Its own: the two accuracies that are compared are drawn independently of each other.
+            shuffled_params["seed"] = rollout_seed(*identity, variant="shuffled")
+
+        fields = {
+            SHUFFLED_FIELD: None,
+            SHUFFLED_TOKENS_FIELD: 0,
+            SHUFFLED_SECONDS_FIELD: 0.0,
+            SHUFFLED_DELAY_FIELD: 0.0,
+        }
+        if int(kwargs.get("session_id", 0)) < int(kwargs.get(SHUFFLED_RESPONSES_COLUMN) or 0):
+            # verl makes a loop for every session, so that the stand-in is this session's alone.
+            self.server_manager = _TwoAnswers(self, shuffled_params, kwargs, int(seed or 0), fields)
+        output = await super().run(sampling_params, priority=priority, **kwargs)
+        # In every row, so that rows have the same keys.
+        output.extra_fields.update(fields)
+        return output
+
+
+class _TwoAnswers:
+    """Stands for the rollout servers: answers a request, and beside it the same request on shuffled frames.
+
+    Prompt ids are those of the first request: same placeholders, same positions, same timestamps.
+    """
+
+    def __init__(
+        self,
+        loop: SingleTurnAgentLoop,
+        sampling_params: dict[str, Any],
+        row: dict[str, Any],
+        seed: int,
+        fields: dict[str, Any],
+    ) -> None:
+        self._loop = loop
+        self._client = loop.server_manager
+        self._sampling_params = sampling_params
+        self._row = row
+        self._seed = seed
+        self._fields = fields
+
+    async def generate(self, *, video_data: list[Any] | None = None, **request: Any) -> TokenOutput:
+        shuffled_data = shuffle_videos(
+            video_data,
+            prompt_key=f"{self._row['data_source']}/{self._row['index']}",
+            step=int(self._row["global_steps"]),
+            seed=self._seed,
+        )
+        if shuffled_data is None:
+            return await self._client.generate(video_data=video_data, **request)
+
+        start = time.perf_counter()
+        (ordered, ordered_end), (shuffled, shuffled_end) = await asyncio.gather(
+            self._timed(video_data=video_data, **request),
+            self._timed(**await self._shuffled_request(shuffled_data, request)),
+        )
+        token_ids = list(shuffled.token_ids)[: self._loop.response_length]
+        self._fields |= {
+            SHUFFLED_FIELD: self._loop.tokenizer.decode(token_ids, skip_special_tokens=True),
+            SHUFFLED_TOKENS_FIELD: len(token_ids),
+            SHUFFLED_SECONDS_FIELD: shuffled_end - start,
+            SHUFFLED_DELAY_FIELD: max(0.0, shuffled_end - ordered_end),
+        }
+        return ordered
+
+    async def _timed(self, **request: Any) -> tuple[TokenOutput, float]:
+        return await self._client.generate(**request), time.perf_counter()
+
+    async def _shuffled_request(self, videos: list[Any], request: dict[str, Any]) -> dict[str, Any]:
+        request = {
+            **request,
+            "request_id": f"{request['request_id']}-shuffled",
+            "sampling_params": self._sampling_params,
+            "video_data": videos,
+        }
+        if self._loop.rollout_config.name == "sglang":
+            # SGLang takes processed features instead of frames, and those of the first request are in order.
+            features: dict[str, Any] = {}
+            await self._loop.ct_build_initial_tokens(
+                list(self._row["raw_prompt"]),
+                images=request.get("image_data"),
+                videos=videos,
+                audios=request.get("audio_data"),
+                mm_inputs_out=features,
+            )
+            request["mm_processor_output"] = self._loop.build_sglang_video_payload(videos, features)
+        else:
+            request.pop("mm_processor_output", None)
+        return request

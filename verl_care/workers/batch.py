@@ -14,10 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verl_care.data.shuffle import SHUFFLED_DELAY_FIELD, SHUFFLED_SECONDS_FIELD, SHUFFLED_TOKENS_FIELD
 from verl_care.shaping.base import ShapingBatch
 
 FIELDS = ["rm_scores", "response_mask", "extra_fields", "data_source", "index"]
 """Columns of TransferQueue that shaping reads; never pixels nor log-probs."""
+
+
+@dataclass(frozen=True)
+class ShuffledCost:
+    """What one response on shuffled frames cost."""
+
+    tokens: int
+    seconds: float
+    """From its request to its end, beside the response on ordered frames."""
+    delay: float
+    """Seconds by which it ended after that one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,8 @@ class RolloutRows:
     data_sources: list[str]
     reward_extra_info: list[dict[str, Any]]
     """What the reward manager's first half gave for each response."""
+    shuffled_costs: list[ShuffledCost]
+    """What each response on shuffled frames cost; sessions without one are left out."""
 
     def __len__(self) -> int:
         return len(self.final_rows)
@@ -132,6 +146,15 @@ def read_rollouts(
         sessions=[int(session) for _, session, _ in names],
         data_sources=[data_sources[row] for row in final_rows],
         reward_extra_info=infos,
+        shuffled_costs=[
+            ShuffledCost(
+                tokens=int(extra_fields[row][SHUFFLED_TOKENS_FIELD]),
+                seconds=float(extra_fields[row][SHUFFLED_SECONDS_FIELD]),
+                delay=float(extra_fields[row][SHUFFLED_DELAY_FIELD]),
+            )
+            for row in final_rows
+            if extra_fields[row].get(SHUFFLED_TOKENS_FIELD)
+        ],
     )
 
 

@@ -21,8 +21,10 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 
 from verl_care.config import Config, load_config
+from verl_care.data.shuffle import SHUFFLED_RESPONSES_COLUMN
 from verl_care.reward_manager.base import CareRewardManagerBase
 from verl_care.shaping.base import NoState, Rule, Shaped, ShapingBatch
 from verl_care.shaping.diagnostics import compute_batch_metrics, compute_shaping_metrics
@@ -67,6 +69,7 @@ class CareTrainerMixin(PPOTrainer):
         is_ours = isinstance(manager, type) and issubclass(manager, CareRewardManagerBase)
         self.shaper: Rule | None = manager.build_shaper(self.care_config) if is_ours else None
         self.shaper_state: Any = self.shaper.initial_state() if self.shaper is not None else NoState()
+        self.num_shuffled_responses = self._count_shuffled_responses()
         log = self.care_config.rollout_log
         self.rollout_log = (
             RolloutLog(self.config.trainer.default_local_dir, int(log.max_gib * 2**30)) if log.enabled else None
@@ -74,6 +77,27 @@ class CareTrainerMixin(PPOTrainer):
         # separate_async compares the interval with its default; the others only wait for it.
         if self.verl_mode != "separate_async":
             self.replay_buffer.poll_interval = self.care_config.poll_interval
+
+    def _count_shuffled_responses(self) -> int:
+        """Responses on shuffled frames that the agent loop is to give for each training prompt with a video."""
+        if self.shaper is None:
+            return 0
+        rollout = self.config.actor_rollout_ref.rollout
+        count = self.care_config.contrast.num_responses(rollout.n)
+        loop = rollout.agent.default_agent_loop
+        if count and loop == "single_turn_agent":
+            logger.warning(
+                "care.contrast.enabled=true has no effect: verl's agent loop gives no responses on shuffled frames; set "
+                "actor_rollout_ref.rollout.agent.default_agent_loop=care_agent, or care.contrast.enabled=false"
+            )
+        return count
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
+        batch = super()._next_train_batch(num_prompts)
+        if self.num_shuffled_responses:
+            # One value a row, which verl's asynchronous trainers save with the prompt; validation has other batches.
+            tu.assign_non_tensor_stack(batch, SHUFFLED_RESPONSES_COLUMN, [self.num_shuffled_responses] * len(batch))
+        return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         if self.shaper is None and self.rollout_log is None:
@@ -91,6 +115,7 @@ class CareTrainerMixin(PPOTrainer):
         )
         metrics.update(compute_batch_metrics(rows.batch))
         metrics.update(_reward_metrics(rows))
+        metrics.update(_shuffled_metrics(rows))
         if self.shaper is None:
             shaped = Shaped(bonus=torch.zeros(len(rows)))
             result = super()._compute_advantage(batch, metrics)
@@ -185,6 +210,21 @@ def _reward_metrics(rows: RolloutRows) -> dict[str, float]:
         if values:
             metrics[f"care/{name}"] = sum(values) / len(values)
     return metrics
+
+
+def _shuffled_metrics(rows: RolloutRows) -> dict[str, float]:
+    """What the responses on shuffled frames cost; nothing where there are none."""
+    costs = rows.shuffled_costs
+    if not costs:
+        return {}
+    num_tokens = sum(cost.tokens for cost in costs)
+    return {
+        # verl sums a key with "total" over the updates of a step, and averages the others.
+        "care/temporal/tokens_total": float(num_tokens),
+        "care/temporal/token_share": num_tokens / (num_tokens + float(rows.batch.length.sum())),
+        "care/temporal/seconds": sum(cost.seconds for cost in costs) / len(costs),
+        "care/temporal/delay_seconds": sum(cost.delay for cost in costs) / len(costs),
+    }
 
 
 def _log_columns(rows: RolloutRows, shaped: Shaped, texts: list[str | None], *, shaped_by: bool) -> dict[str, list]:
