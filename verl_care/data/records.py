@@ -12,6 +12,7 @@ import numbers
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -451,13 +452,20 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path) -> int:
     except (pa.ArrowException, AttributeError) as error:
         raise DataError(f"{path}: the records do not fit into one table: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as unfinished:
+        pq.write_table(table, unfinished)
+    return len(rows)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Gives a name beside ``path`` to write to; what was written takes the file's place, unless the block raises."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, unfinished)
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return len(rows)
 
 
 def check_rows(
