@@ -1,5 +1,7 @@
 import asyncio
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -349,3 +351,12 @@ def test_the_documented_client_sends_one_request_an_answer_and_keeps_failures():
     assert third["messages"] == fourth["messages"] and third["seed"] != fourth["seed"]
     assert first["extra_body"] == {"top_k": 50} and first["max_tokens"] == 1024
     assert asyncio.iscoroutinefunction(client.create)
+
+
+def test_import_is_light():
+    code = (
+        "import sys, verl_care.evaluation, verl_care.data.selection\n"
+        "heavy = {'torch', 'verl', 'ray', 'numpy', 'transformers', 'vllm', 'openai', 'pyarrow', 'av', 'nltk', 'sympy'}\n"
+        "sys.exit(','.join(heavy & set(sys.modules)) or None)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

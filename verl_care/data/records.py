@@ -287,7 +287,7 @@ def check_record(row: Mapping[str, Any], where: str = "record") -> Record:
             where, "extra_info.index", f"expected a number of the record; got {index!r}", "number the records from 0"
         )
     problem_type = extra_info.get("problem_type")
-    if problem_type not in PROBLEM_TYPES:
+    if not isinstance(problem_type, str) or problem_type not in PROBLEM_TYPES:
         raise RecordError.at(
             where, "extra_info.problem_type", f"got {problem_type!r}", f"set one of {', '.join(PROBLEM_TYPES)}"
         )
