@@ -356,7 +356,7 @@ def test_the_documented_client_sends_one_request_an_answer_and_keeps_failures():
 def test_import_is_light():
     code = (
         "import sys, verl_care.evaluation, verl_care.data.selection\n"
-        "heavy = {'torch', 'verl', 'ray', 'numpy', 'transformers', 'vllm', 'openai', 'pyarrow', 'av', 'nltk', 'sympy'}\n"
+        "heavy = {'torch', 'verl', 'ray', 'numpy', 'transformers', 'vllm', 'openai', 'pyarrow', 'av', 'sympy'}\n"
         "sys.exit(','.join(heavy & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
