@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 FRAME_SIZE = 56
@@ -24,11 +23,15 @@ SAMPLED_FRAMES = 4
 
 RGB = {"red": (225, 35, 35), "green": (40, 190, 60), "blue": (50, 80, 235), "yellow": (235, 215, 40)}
 COLOURS = tuple(RGB)
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("square", "ring", "cross")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COUNTS = (1, 2, 3)
-WIDTHS = (10, 14, 18)
-"""Widths of a shape in pixels; three of them side by side still fit the frame."""
+SHAPE_WIDTH = 16
+"""Width of a shape in pixels; three of them side by side still fit the frame."""
+SHADES = (5, 25, 45)
+"""Brightness of the background in percent."""
+PLACES = (0.0, 0.5, 1.0)
+"""Places of a shape across and along its way. Few on purpose: a tower this small has to learn each of them."""
 SIGNS = ("go left", "stop now", "exit here", "taxi rank")
 LETTERS = "ABCD"
 
@@ -41,7 +44,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "shape": ("What shape is it?", "Which shape does the thing in the clip have?", "Name the shape in the clip."),
     "motion": ("Where does it go?", "To which side does the thing in the clip go?", "Name the way it goes."),
     "count": ("How many are there?", "How many shapes does the clip show?", "Count the shapes."),
-    "width": ("How wide is it?", "How many pixels wide is the shape in the clip?", "Give the width of the shape."),
+    "shade": ("How bright is it behind?", "How many percent bright is the background?", "Give the background's shade."),
     "caption": ("What does the clip show?", "Describe the clip.", "Describe what is in the clip."),
     "image_colour": ("What colour is it?", "Which colour does the thing in the image have?", "Name the colour."),
     "sign": ("What does the sign say?", "Read the sign.", "Read the words in the image."),
@@ -58,7 +61,7 @@ PROBLEM_TYPES = {
     "count": "numerical",
     "sum": "numerical",
     "clip_cuts": "numerical",
-    "width": "regression",
+    "shade": "regression",
     "caption": "free-form",
     "sign": "OCR",
 }
@@ -70,7 +73,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "image_colour": COLOURS,
     "clip_colour": COLOURS,
     "count": tuple(str(count) for count in COUNTS),
-    "width": tuple(str(width) for width in WIDTHS),
+    "shade": tuple(str(shade) for shade in SHADES),
     "caption": tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
     "sign": SIGNS,
     "sum": tuple(str(total) for total in range(2, 7)),
@@ -78,15 +81,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Every right answer that a kind of question can have, in the order in which its options are listed."""
 SUFFIXES = {
-    "multiple choice": "Answer with the letter of one option.",
+    "multiple choice": "Answer with a letter.",
     "numerical": "Answer with a number.",
     "regression": "Answer with a number.",
     "OCR": "Answer with the words.",
     "free-form": "Answer with a few words.",
 }
-VIDEO_KINDS = ("colour", "shape", "motion", "count", "width", "caption")
+VIDEO_KINDS = ("colour", "shape", "motion", "count", "shade", "caption")
 USER_KINDS = ("clip_colour", "clip_cuts")
-GRADED_KINDS = ("width", "caption", "sign")
+GRADED_KINDS = ("shade", "caption", "sign")
 """Kinds whose score has values between 0 and 1; a wrong answer to them may earn something."""
 
 
@@ -98,13 +101,14 @@ class ClipSpec:
     shape: str
     motion: str
     count: int
-    width: int
     shade: int
-    """Grey level of the background, 0..90."""
+    """Brightness of the background, percent."""
     lane: float
     """Where a single shape stands across its way, 0..1."""
     start: float
     """How far the way is shifted, 0..1."""
+    tint: tuple[int, int, int]
+    """Added to the background's red, green and blue, -6..6 each: no two clips are alike."""
 
     def answer(self, kind: str) -> str:
         """The right answer in words (not yet as a letter)."""
@@ -120,39 +124,42 @@ def draw_spec(rng: random.Random) -> ClipSpec:
         shape=rng.choice(SHAPES),
         motion=rng.choice(tuple(MOTIONS)),
         count=rng.choice(COUNTS),
-        width=rng.choice(WIDTHS),
-        shade=rng.randrange(91),
-        lane=rng.random(),
-        start=rng.random(),
+        shade=rng.choice(SHADES),
+        lane=rng.choice(PLACES),
+        start=rng.choice(PLACES),
+        tint=(rng.randint(-6, 6), rng.randint(-6, 6), rng.randint(-6, 6)),
     )
 
 
 def render_frame(spec: ClipSpec, progress: float) -> Image.Image:
     """The picture at `progress` (0..1) of the clip, RGB, FRAME_SIZE square."""
-    image = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE), (spec.shade,) * 3)
+    red, green, blue = (round(2.55 * spec.shade) + part for part in spec.tint)
+    image = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE), (red, green, blue))
     draw = ImageDraw.Draw(image)
     step_x, step_y = MOTIONS[spec.motion]
-    room = FRAME_SIZE - spec.width
+    room = FRAME_SIZE - SHAPE_WIDTH
     way = room * 0.6
     along = (room - way) * spec.start + way * (progress if step_x + step_y > 0 else 1 - progress)
     if spec.count == 1:
         lanes = [spec.lane * room]
     else:
-        lanes = [(FRAME_SIZE / spec.count) * (i + 0.5) - spec.width / 2 for i in range(spec.count)]
+        lanes = [(FRAME_SIZE / spec.count) * (i + 0.5) - SHAPE_WIDTH / 2 for i in range(spec.count)]
     for lane in lanes:
         left, top = (along, lane) if step_x else (lane, along)
-        _draw_shape(draw, spec.shape, left, top, spec.width, RGB[spec.colour])
+        _draw_shape(draw, spec.shape, left, top, SHAPE_WIDTH, RGB[spec.colour])
     return image
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, left: float, top: float, width: int, rgb: tuple) -> None:
     box = (round(left), round(top), round(left) + width - 1, round(top) + width - 1)
-    if shape == "circle":
-        draw.ellipse(box, fill=rgb)
-    elif shape == "square":
+    third = width // 3
+    if shape == "square":
         draw.rectangle(box, fill=rgb)
+    elif shape == "ring":
+        draw.ellipse(box, outline=rgb, width=max(2, width // 4))
     else:
-        draw.polygon([(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill=rgb)
+        draw.rectangle((box[0] + third, box[1], box[2] - third, box[3]), fill=rgb)
+        draw.rectangle((box[0], box[1] + third, box[2], box[3] - third), fill=rgb)
 
 
 def render_sign(words: str, rng: random.Random) -> Image.Image:
@@ -201,7 +208,7 @@ def ask(kind: str, answer: str, rng: random.Random, media: str, **numbers: int) 
     truth = answer
     if problem_type == "multiple choice":
         options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, CHOICES[kind], strict=False)]
-        text += " Options:\n" + "\n".join(options)
+        text += "\n" + "\n".join(options)
         truth = LETTERS[CHOICES[kind].index(answer)]
     return f"{text}\n{SUFFIXES[problem_type]}", truth
 

@@ -1,0 +1,544 @@
+"""The demo's model: a word-level tokenizer, Qwen2.5-VL's own processor, and a Qwen2.5-VL small enough for a laptop.
+
+The warm start plays the part of the SFT checkpoint that a published run starts from: it knows the format of a response
+and what to look for in a clip, and is unsure about the answer, so that reinforcement learning has something to do.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verl_care.data import demo_clips
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    # Image and video placeholders must be *special*: verl decodes the prompt without special tokens and runs the
+    # processor over that text again to get the pixel values (AgentLoopWorker._compute_multi_modal_inputs).
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+THOUGHTS = ("hmm", "wait", "let", "me", "look", "again", "at", "the", "clip", "first", "then", "so", "maybe", "yes")
+UNKNOWN = "<unk>"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_WORD = re.compile(r"[A-Za-z]+|[0-9]+|\n|[^\sA-Za-z0-9]")
+
+MEAN_THOUGHTS = 8.0
+"""Mean number of words between the think tags after the warm start."""
+MAX_THOUGHTS = 24
+
+
+def vocabulary() -> list[str]:
+    """Every word of questions, answers and thoughts, sorted, after the tags and the unknown word."""
+    texts = [UNKNOWN, "\n", "user assistant system = + . ?", *THOUGHTS]
+    texts += [wording.format(a=1, b=2) for wordings in demo_clips.QUESTIONS.values() for wording in wordings]
+    texts += [choice for choices in demo_clips.CHOICES.values() for choice in choices]
+    texts += [*demo_clips.SUFFIXES.values(), *demo_clips.LETTERS, " ".join(str(number) for number in range(21))]
+    words = {word for text in texts[1:] for word in _WORD.findall(text)}
+    return [UNKNOWN, *TAGS, *sorted(words)]
+
+
+def build_processor() -> Any:
+    """Qwen2.5-VL's processor over a word-level tokenizer whose length is the model's vocabulary."""
+    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    words = vocabulary()
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"),
+            pre_tokenizers.Split(Regex(r"[A-Za-z]+|[0-9]+|[^A-Za-z0-9]"), "isolated"),
+        ]
+    )
+    # Not special: the tags are part of the response that is scored.
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+    pixels = {"min_pixels": 28 * 28, "max_pixels": demo_clips.FRAME_SIZE**2}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=fast,
+        video_processor=Qwen2VLVideoProcessor(**pixels),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(tokenizer: Any, seed: int) -> Any:
+    """A Qwen2.5-VL of about half a million parameters with fan-in scaled weights.
+
+    With transformers' default (std 0.02) features of so small a model are lost in the residual stream: the clip changes
+    no log-probability by more than 4e-4. Scaling by the fan-in makes it about 0.4.
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    token = tokenizer.convert_tokens_to_ids
+    hidden = 96
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4]},
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            "use_sliding_window": False,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": hidden,
+            "window_size": 112,
+            "fullatt_block_indexes": [0, 1],
+            # verl places frames at one second a pair, vLLM at 2/24 s; at 0 tokens a second both agree, and so do the
+            # log-probabilities of rollout and actor. The order of the frames is still there: two frames make one patch,
+            # and attention is causal.
+            "tokens_per_second": 0,
+        },
+        tie_word_embeddings=False,
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config).float()
+        with torch.no_grad():
+            for module in model.modules():
+                if isinstance(module, nn.Linear | nn.Conv3d):
+                    nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+                elif isinstance(module, nn.Embedding):
+                    nn.init.normal_(module.weight, std=0.5)
+            # A flat start over the words: the first steps learn the format instead of unlearning noise.
+            nn.init.normal_(model.lm_head.weight, std=0.02)
+    model.generation_config.eos_token_id = token("<|im_end|>")
+    model.generation_config.pad_token_id = token("<|endoftext|>")
+    return model
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One record as the model sees it: tokens and pixels exactly as verl's agent loop makes them."""
+
+    input_ids: Tensor
+    """Token ids of the chat prompt with expanded placeholders, (T,), int64."""
+    pixels: Tensor | None
+    """Flattened patches of the clip or the image, (patches, 1176), float32."""
+    grid: Tensor | None
+    """(1, 3) int64: frame pairs, patch rows, patch columns."""
+    is_video: bool
+    kind: str
+    truth: str
+
+
+def messages_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The record's messages with each placeholder replaced by its media, as verl's `RLHFDataset` does."""
+    media = {"<video>": iter(record["videos"]), "<image>": iter(record["images"])}
+    messages = []
+    for message in record["prompt"]:
+        parts = []
+        for piece in re.split("(<video>|<image>)", message["content"]):
+            if piece in media:
+                parts.append({"type": piece[1:-1], **next(media[piece])})
+            elif piece:
+                parts.append({"type": "text", "text": piece})
+        messages.append({"role": message["role"], "content": parts})
+    return messages
+
+
+def encode_records(records: Sequence[dict[str, Any]], processor: Any) -> list[Prompt]:
+    """Decode the media of each record and run chat template and processor over it."""
+    from qwen_vl_utils import process_vision_info
+
+    from verl_care.data.video import register_pyav_reader
+
+    register_pyav_reader()
+    decoded: dict[str, Any] = {}
+    prompts = []
+    for record in records:
+        messages = messages_of(record)
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        media = {}
+        if record["videos"] or record["images"]:
+            key = (record["videos"] or record["images"])[0]
+            key = key.get("video") or key["image"]
+            if key not in decoded:
+                images, videos = process_vision_info(messages, image_patch_size=14, return_video_metadata=True)
+                decoded[key] = {"images": images, "videos": None, "video_metadata": None}
+                if videos:
+                    clips, metadata = zip(*videos, strict=True)
+                    decoded[key] |= {"videos": list(clips), "video_metadata": list(metadata)}
+            media = {name: value for name, value in decoded[key].items() if value is not None}
+            if "videos" in media:
+                media["do_sample_frames"] = False
+        out = processor(text=[text], return_tensors="pt", **media)
+        is_video = "pixel_values_videos" in out
+        prompts.append(
+            Prompt(
+                input_ids=out["input_ids"][0],
+                pixels=out.get("pixel_values_videos") if is_video else out.get("pixel_values"),
+                grid=out.get("video_grid_thw") if is_video else out.get("image_grid_thw"),
+                is_video=is_video,
+                kind=record["extra_info"]["kind"],
+                truth=record["reward_model"]["ground_truth"],
+            )
+        )
+    return prompts
+
+
+def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
+    """A response in the published format, with a think block of geometric length."""
+    words = [rng.choice(THOUGHTS)]
+    while len(words) < MAX_THOUGHTS and rng.random() > 1.0 / mean_thoughts:
+        words.append(rng.choice(THOUGHTS))
+    return f"<think>{' '.join(words)}</think><answer>{answer}</answer>"
+
+
+def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Model inputs of prompts with responses, padded on the right; positions as verl's agent loop computes them.
+
+    Returns:
+        Keyword arguments for the model, plus `response_mask` (B, T), 1 on response tokens.
+    """
+    pad = model.config.text_config.pad_token_id
+    rows = [torch.cat([prompt.input_ids, response]) for prompt, response in zip(prompts, responses, strict=True)]
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    lengths = torch.tensor([len(row) for row in rows])
+    starts = torch.tensor([len(prompt.input_ids) for prompt in prompts])
+    column = torch.arange(input_ids.shape[1])
+    attention_mask = (column < lengths[:, None]).long()
+    token_types = (input_ids == model.config.image_token_id).int() + 2 * (
+        input_ids == model.config.video_token_id
+    ).int()
+    images = [prompt for prompt in prompts if prompt.pixels is not None and not prompt.is_video]
+    videos = [prompt for prompt in prompts if prompt.pixels is not None and prompt.is_video]
+    batch: dict[str, Tensor] = {}
+    for members, pixels, grid in (
+        (images, "pixel_values", "image_grid_thw"),
+        (videos, "pixel_values_videos", "video_grid_thw"),
+    ):
+        if members:
+            batch[pixels] = torch.cat([prompt.pixels for prompt in members])
+            batch[grid] = torch.cat([prompt.grid for prompt in members])
+    # verl gives no second_per_grid_ts here (AgentLoopWorker._compute_position_ids), which stands for one second.
+    position_ids, _ = model.model.get_rope_index(
+        input_ids=input_ids,
+        mm_token_type_ids=token_types,
+        image_grid_thw=batch.get("image_grid_thw"),
+        video_grid_thw=batch.get("video_grid_thw"),
+        attention_mask=attention_mask,
+    )
+    batch |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+    batch["response_mask"] = ((column >= starts[:, None]) & (column < lengths[:, None])).long()
+    return batch
+
+
+def token_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Log-probability of every token after the first, (B, T-1), and the response mask moved alike."""
+    inputs = {key: value for key, value in batch.items() if key != "response_mask"}
+    return _gather_logprobs(model(**inputs, use_cache=False).logits, batch)
+
+
+def _gather_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    targets = batch["input_ids"][:, 1:]
+    logprobs = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, targets[..., None])[..., 0]
+    return logprobs, batch["response_mask"][:, 1:]
+
+
+def response_ids(tokenizer: Any, text: str) -> Tensor:
+    """Token ids of a response with the end-of-sequence token, (T,), int64."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id])
+
+
+@torch.no_grad()
+def correct_probability(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], truths: Sequence[str] | None = None, seed: int = 0
+) -> Tensor:
+    """Probability that sampling at temperature 1 gives exactly the right answer, after a drawn think block, (B,).
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        prompts: what is asked.
+        truths: right answers, the prompts' own by default.
+        seed: of the think blocks.
+    """
+    rng = random.Random(seed)
+    truths = [prompt.truth for prompt in prompts] if truths is None else list(truths)
+    opening = tokenizer.convert_tokens_to_ids("<answer>")
+    found = []
+    for first in range(0, len(prompts), 64):
+        part = prompts[first : first + 64]
+        responses = [response_ids(tokenizer, draw_response(truth, rng)) for truth in truths[first : first + 64]]
+        batch = collate(model, part, responses)
+        logprobs, mask = token_logprobs(model, batch)
+        # Everything after <answer>: the answer, its closing tag and the end of the response.
+        answering = (batch["input_ids"][:, :-1] == opening).long().cumsum(1) * mask
+        found.append((logprobs * answering).sum(1).exp())
+    return torch.cat(found)
+
+
+def align_vision(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int = 96,
+    peak_lr: float = 3e-3,
+    on_step: Callable[[], None] | None = None,
+) -> None:
+    """Train the vision tower so that its tokens point to the words for what they show.
+
+    Every token of a clip is compared with the embeddings of all answers of a kind (cross-entropy over their dot
+    products). The language model then finds in a clip what it would find in words, instead of inventing a code for it
+    together with the tower, which takes ten times as many steps.
+
+    Args:
+        model: trained in place.
+        tokenizer: its tokenizer.
+        prompts: questions with media; text questions are left out.
+        seed: of the batches.
+        steps: optimisation steps.
+        batch_size: questions a step.
+        peak_lr: highest learning rate of a one-cycle schedule.
+        on_step: called after each step.
+    """
+    rng = random.Random(seed)
+    prompts = [prompt for prompt in prompts if prompt.pixels is not None]
+    words = model.get_input_embeddings()
+    choice_ids = {
+        kind: [torch.tensor(tokenizer(choice)["input_ids"]) for choice in demo_clips.CHOICES[kind]]
+        for kind in {prompt.kind for prompt in prompts}
+    }
+    visual = model.model.visual
+    parameters = [*visual.parameters(), *words.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.2)
+    for _ in range(steps):
+        part = rng.sample(prompts, min(batch_size, len(prompts)))
+        tokens = visual(torch.cat([p.pixels for p in part]), grid_thw=torch.cat([p.grid for p in part])).pooler_output
+        # Each token by itself and normalised, for the language model normalises each token before it attends to it.
+        features = nn.functional.rms_norm(tokens, tokens.shape[-1:])
+        owner = torch.repeat_interleave(torch.tensor([int(p.grid.prod()) // 4 for p in part]))
+        loss = torch.zeros(())
+        for kind in sorted({p.kind for p in part}):
+            choices = torch.stack([words(ids).mean(0) for ids in choice_ids[kind]])
+            targets = torch.tensor([demo_clips.answers_of(kind).index(p.truth) if p.kind == kind else -1 for p in part])
+            rows = targets[owner] >= 0
+            logits = features[rows] @ choices.T
+            loss = loss + nn.functional.cross_entropy(logits, targets[owner][rows], reduction="sum") / len(owner)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if on_step:
+            on_step()
+
+
+def noisy_answer(prompt: Prompt, noise: float, rng: random.Random) -> str:
+    """The right answer, or with probability `noise` one drawn uniformly from all answers of that kind."""
+    if rng.random() < noise:
+        return rng.choice(demo_clips.answers_of(prompt.kind))
+    return prompt.truth
+
+
+@torch.no_grad()
+def vision_features(model: Any, prompts: Sequence[Prompt]) -> list[Tensor | None]:
+    """Output of the vision tower for each prompt, (tokens, hidden); None for a prompt without media."""
+    features: list[Tensor | None] = [None] * len(prompts)
+    rows = [i for i, prompt in enumerate(prompts) if prompt.pixels is not None]
+    for first in range(0, len(rows), 128):
+        part = rows[first : first + 128]
+        grid = torch.cat([prompts[i].grid for i in part])
+        tokens = model.model.visual(torch.cat([prompts[i].pixels for i in part]), grid_thw=grid).pooler_output
+        for i, chunk in zip(part, tokens.split((grid.prod(-1) // 4).tolist()), strict=True):
+            features[i] = chunk
+    return features
+
+
+def train_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    features: Sequence[Tensor | None],
+    *,
+    seed: int,
+    steps: int,
+    noise: float,
+    mean_thoughts: float,
+    batch_size: int = 48,
+    peak_lr: float = 1.5e-3,
+    answer_weight: float = 4.0,
+    on_step: Callable[[], None] | None = None,
+) -> None:
+    """Supervised training of the language model on drawn responses; the vision tower stays as it is.
+
+    Args:
+        model: trained in place.
+        tokenizer: its tokenizer.
+        prompts: the training questions.
+        features: `vision_features` of them.
+        seed: of batches and responses.
+        steps: optimisation steps.
+        noise: share of answers drawn at random, 0..1. The policy ends up right with a probability of about
+            `1 - noise + noise / k` for k possible answers.
+        mean_thoughts: mean number of words between the think tags.
+        batch_size: prompts a step.
+        peak_lr: highest learning rate of a one-cycle schedule.
+        answer_weight: weight of the answer's tokens against the mean over all tokens.
+        on_step: called after each step.
+    """
+    rng = random.Random(seed)
+    embeddings = model.get_input_embeddings()
+    frozen = {id(parameter) for parameter in model.model.visual.parameters()}
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in frozen]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        chosen = rng.sample(range(len(prompts)), min(batch_size, len(prompts)))
+        part = [prompts[i] for i in chosen]
+        texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
+        responses = [response_ids(tokenizer, text) for text in texts]
+        batch = collate(model, part, responses)
+        inputs = embeddings(batch["input_ids"])
+        is_vision = torch.isin(
+            batch["input_ids"], torch.tensor([model.config.image_token_id, model.config.video_token_id])
+        )
+        seen = [features[i] for i in chosen if features[i] is not None]
+        if seen:
+            inputs = inputs.masked_scatter(is_vision[..., None].expand_as(inputs), torch.cat(seen))
+        logits = model(
+            inputs_embeds=inputs,
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        ).logits
+        logprobs, mask = _gather_logprobs(logits, batch)
+        answering = _after_answer_tag(tokenizer, part, responses, mask)
+        loss = -(logprobs * mask).sum() / mask.sum() - answer_weight * (logprobs * answering).sum() / answering.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if on_step:
+            on_step()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """How long the three parts of the warm start are, and how unsure it leaves the policy."""
+
+    align_steps: int = 400
+    answer_steps: int = 200
+    soften_steps: int = 60
+    noise: float = 0.6
+    """Share of answers drawn at random in the last part."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps of all parts."""
+        return self.align_steps + self.answer_steps + self.soften_steps
+
+
+def warm_start(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    plan: WarmStart = WarmStart(),  # noqa: B008
+    on_step: Callable[[], None] | None = None,
+) -> None:
+    """Vision first, then right answers, then answers of which a share is drawn at random.
+
+    The last part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
+    full length, which the second part leaves out to be quick.
+
+    Args:
+        model: trained in place.
+        tokenizer: its tokenizer.
+        prompts: the training questions.
+        seed: of everything drawn.
+        plan: lengths of the parts.
+        on_step: called after each step.
+    """
+    model.train()
+    align_vision(model, tokenizer, prompts, seed=seed, steps=plan.align_steps, on_step=on_step)
+    features = vision_features(model, prompts)
+    common = {"seed": seed, "on_step": on_step}
+    train_answers(model, tokenizer, prompts, features, steps=plan.answer_steps, noise=0.0, mean_thoughts=1.0, **common)
+    train_answers(
+        model,
+        tokenizer,
+        prompts,
+        features,
+        steps=plan.soften_steps,
+        noise=plan.noise,
+        mean_thoughts=MEAN_THOUGHTS,
+        peak_lr=1e-3,
+        **common,
+    )
+    model.eval()
+
+
+def _after_answer_tag(tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Mask of the tokens between <answer> and </answer>, shaped like `mask` (B, T-1)."""
+    opening, closing = tokenizer.convert_tokens_to_ids(["<answer>", "</answer>"])
+    out = torch.zeros_like(mask)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        first = len(prompt.input_ids) + int((response == opening).nonzero()[0]) + 1
+        last = len(prompt.input_ids) + int((response == closing).nonzero()[0])
+        out[row, first - 1 : last - 1] = 1
+    return out
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """Write weights, config, generation config, tokenizer and processor as transformers reads them."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
