@@ -138,7 +138,7 @@ def render_frame(spec: ClipSpec, progress: float) -> Image.Image:
     draw = ImageDraw.Draw(image)
     step_x, step_y = MOTIONS[spec.motion]
     room = FRAME_SIZE - SHAPE_WIDTH
-    way = room * 0.6
+    way = room * 0.85
     along = (room - way) * spec.start + way * (progress if step_x + step_y > 0 else 1 - progress)
     if spec.count == 1:
         lanes = [spec.lane * room]

@@ -168,6 +168,8 @@ class Prompt:
     grid: Tensor | None
     """(1, 3) int64: frame pairs, patch rows, patch columns."""
     is_video: bool
+    media: str
+    """Path of the clip or the image, "" without one."""
     kind: str
     truth: str
 
@@ -194,37 +196,47 @@ def encode_records(records: Sequence[dict[str, Any]], processor: Any) -> list[Pr
     from verl_care.data.video import register_pyav_reader
 
     register_pyav_reader()
-    decoded: dict[str, Any] = {}
+    tokenizer = processor.tokenizer
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
     prompts = []
     for record in records:
         messages = messages_of(record)
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        media = {}
-        if record["videos"] or record["images"]:
-            key = (record["videos"] or record["images"])[0]
-            key = key.get("video") or key["image"]
-            if key not in decoded:
-                images, videos = process_vision_info(messages, image_patch_size=14, return_video_metadata=True)
-                decoded[key] = {"images": images, "videos": None, "video_metadata": None}
-                if videos:
-                    clips, metadata = zip(*videos, strict=True)
-                    decoded[key] |= {"videos": list(clips), "video_metadata": list(metadata)}
-            media = {name: value for name, value in decoded[key].items() if value is not None}
-            if "videos" in media:
-                media["do_sample_frames"] = False
-        out = processor(text=[text], return_tensors="pt", **media)
-        is_video = "pixel_values_videos" in out
+        is_video = bool(record["videos"])
+        media = record["videos"][0]["video"] if is_video else record["images"][0]["image"] if record["images"] else ""
+        pixels = grid = None
+        if media:
+            # The questions about one clip share its pixels; the text gets as many placeholders as the processor gives.
+            if media not in seen:
+                seen[media] = _media_patches(process_vision_info, messages, processor)
+            pixels, grid = seen[media]
+            token = processor.video_token if is_video else processor.image_token
+            text = text.replace(token, token * (int(grid.prod()) // 4))
         prompts.append(
             Prompt(
-                input_ids=out["input_ids"][0],
-                pixels=out.get("pixel_values_videos") if is_video else out.get("pixel_values"),
-                grid=out.get("video_grid_thw") if is_video else out.get("image_grid_thw"),
+                input_ids=torch.tensor(tokenizer(text)["input_ids"]),
+                pixels=pixels,
+                grid=grid,
                 is_video=is_video,
+                media=media,
                 kind=record["extra_info"]["kind"],
                 truth=record["reward_model"]["ground_truth"],
             )
         )
     return prompts
+
+
+def _media_patches(process_vision_info: Any, messages: list[dict[str, Any]], processor: Any) -> tuple[Tensor, Tensor]:
+    """Flattened patches and grid of the one clip or image in the messages."""
+    images, videos = process_vision_info(messages, image_patch_size=14, return_video_metadata=True)
+    if videos:
+        clips, metadata = zip(*videos, strict=True)
+        out = processor.video_processor(
+            videos=list(clips), video_metadata=list(metadata), do_sample_frames=False, return_tensors="pt"
+        )
+        return out["pixel_values_videos"], out["video_grid_thw"]
+    out = processor.image_processor(images=images, return_tensors="pt")
+    return out["pixel_values"], out["image_grid_thw"]
 
 
 def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
@@ -326,7 +338,7 @@ def align_vision(
     *,
     seed: int,
     steps: int,
-    batch_size: int = 96,
+    batch_size: int = 48,
     peak_lr: float = 3e-3,
     on_step: Callable[[], None] | None = None,
 ) -> None:
@@ -339,37 +351,43 @@ def align_vision(
     Args:
         model: trained in place.
         tokenizer: its tokenizer.
-        prompts: questions with media; text questions are left out.
+        prompts: all questions about a clip train it together; those without media are left out.
         seed: of the batches.
         steps: optimisation steps.
-        batch_size: questions a step.
+        batch_size: clips a step.
         peak_lr: highest learning rate of a one-cycle schedule.
         on_step: called after each step.
     """
     rng = random.Random(seed)
-    prompts = [prompt for prompt in prompts if prompt.pixels is not None]
+    about: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.media:
+            about.setdefault(prompt.media, []).append(prompt)
+    clips = list(about.values())
     words = model.get_input_embeddings()
     choice_ids = {
         kind: [torch.tensor(tokenizer(choice)["input_ids"]) for choice in demo_clips.CHOICES[kind]]
-        for kind in {prompt.kind for prompt in prompts}
+        for kind in sorted({prompt.kind for prompt in prompts if prompt.media})
     }
     visual = model.model.visual
     parameters = [*visual.parameters(), *words.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.2)
     for _ in range(steps):
-        part = rng.sample(prompts, min(batch_size, len(prompts)))
-        tokens = visual(torch.cat([p.pixels for p in part]), grid_thw=torch.cat([p.grid for p in part])).pooler_output
+        part = rng.sample(clips, min(batch_size, len(clips)))
+        grid = torch.cat([questions[0].grid for questions in part])
+        tokens = visual(torch.cat([questions[0].pixels for questions in part]), grid_thw=grid).pooler_output
         # Each token by itself and normalised, for the language model normalises each token before it attends to it.
         features = nn.functional.rms_norm(tokens, tokens.shape[-1:])
-        owner = torch.repeat_interleave(torch.tensor([int(p.grid.prod()) // 4 for p in part]))
-        loss = torch.zeros(())
-        for kind in sorted({p.kind for p in part}):
-            choices = torch.stack([words(ids).mean(0) for ids in choice_ids[kind]])
-            targets = torch.tensor([demo_clips.answers_of(kind).index(p.truth) if p.kind == kind else -1 for p in part])
-            rows = targets[owner] >= 0
-            logits = features[rows] @ choices.T
-            loss = loss + nn.functional.cross_entropy(logits, targets[owner][rows], reduction="sum") / len(owner)
+        owner = torch.repeat_interleave(grid.prod(-1) // 4)
+        losses = []
+        for kind, ids in choice_ids.items():
+            answers = demo_clips.answers_of(kind)
+            asked = ([answers.index(q.truth) for q in questions if q.kind == kind] for questions in part)
+            targets = torch.tensor([found[0] if found else -1 for found in asked])[owner]
+            logits = features[targets >= 0] @ torch.stack([words(i).mean(0) for i in ids]).T
+            losses.append(nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="sum"))
+        loss = torch.stack(losses).sum() / len(owner)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -410,8 +428,8 @@ def train_answers(
     steps: int,
     noise: float,
     mean_thoughts: float,
-    batch_size: int = 48,
-    peak_lr: float = 1.5e-3,
+    batch_size: int = 32,
+    peak_lr: float = 3e-3,
     answer_weight: float = 4.0,
     on_step: Callable[[], None] | None = None,
 ) -> None:
@@ -474,9 +492,9 @@ class WarmStart:
     """How long the three parts of the warm start are, and how unsure it leaves the policy."""
 
     align_steps: int = 400
-    answer_steps: int = 200
+    answer_steps: int = 300
     soften_steps: int = 60
-    noise: float = 0.6
+    noise: float = 0.5
     """Share of answers drawn at random in the last part."""
 
     @property
@@ -496,8 +514,7 @@ def warm_start(
 ) -> None:
     """Vision first, then right answers, then answers of which a share is drawn at random.
 
-    The last part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
-    full length, which the second part leaves out to be quick.
+    The last part keeps what was learned about clips and makes the policy unsure.
 
     Args:
         model: trained in place.
@@ -511,7 +528,9 @@ def warm_start(
     align_vision(model, tokenizer, prompts, seed=seed, steps=plan.align_steps, on_step=on_step)
     features = vision_features(model, prompts)
     common = {"seed": seed, "on_step": on_step}
-    train_answers(model, tokenizer, prompts, features, steps=plan.answer_steps, noise=0.0, mean_thoughts=1.0, **common)
+    train_answers(
+        model, tokenizer, prompts, features, steps=plan.answer_steps, noise=0.0, mean_thoughts=MEAN_THOUGHTS, **common
+    )
     train_answers(
         model,
         tokenizer,
