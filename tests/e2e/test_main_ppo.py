@@ -19,7 +19,7 @@ FP32_AGREEMENT = 1e-6
 def whole(main_ppo, tmp_path_factory):
     """Four steps in one go, checkpoints at 2 and 4."""
     folder = tmp_path_factory.mktemp("whole")
-    return main_ppo(folder, "trainer.total_training_steps=4", "trainer.save_freq=2")
+    return main_ppo(folder, "trainer.total_training_steps=4", "trainer.save_freq=2", "trainer.test_freq=4")
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,8 @@ def read_state(folder: Path, step: int) -> dict:
 
 def replay(run, last: int) -> float:
     """Competence after the steps 1 … last, from the accuracies and lengths of the rollout log alone."""
-    competence = CareConfig().competence_init
+    config = CareConfig(length_floor_tokens=16)  # as in the recipe
+    competence = config.initial_competence
     for step in range(1, last + 1):
         rows = run.rollouts(step)
         groups = {key: i for i, key in enumerate(sorted({row["uid"] for row in rows}))}
@@ -71,9 +72,10 @@ def replay(run, last: int) -> float:
             torch.tensor([row["length"] for row in rows], dtype=torch.float32),
             torch.tensor([groups[row["uid"]] for row in rows]),
             competence,
+            config,
         )
         for row, bonus in zip(rows, out.bonus.tolist(), strict=True):
-            assert row["bonus"] == pytest.approx(bonus, abs=1e-5)
+            assert row["bonus"] - (row["temporal_bonus"] or 0) == pytest.approx(bonus, abs=1e-5)
         competence = float(out.competence)
     return competence
 
@@ -92,7 +94,7 @@ def test_a_run_trains_on_every_problem_type_and_medium(whole, assets):
     first = {assets.medium[row["prompt_key"]] for row in whole.rollouts(1)}
     assert first == {"video", "image", "text"}
     for step, metrics in whole.steps.items():
-        assert len(whole.rollouts(step)) == 9 * 4
+        assert len(whole.rollouts(step)) == 16 * 4
         assert 0 < metrics["care/competence"] < 1 and metrics["care/reward_errors"] == 0
         assert metrics["actor/grad_norm"] > 0
 
@@ -106,6 +108,43 @@ def test_weights_change_and_reach_the_rollout(whole):
         assert metrics["training/rollout_probs_diff_max"] < FP32_AGREEMENT
 
 
+def test_validation_reports_accuracy_by_source(whole):
+    assert 0 <= whole.steps[4]["val-core/care_demo/acc/mean@1"] <= 1
+    assert "val-core/care_demo_swapped/acc/mean@1" in whole.steps[4]
+
+
+def test_half_of_the_sessions_of_each_video_answer_on_shuffled_frames_too(whole, assets):
+    for step, metrics in whole.steps.items():
+        rows = whole.rollouts(step)
+        accuracies = {(row["prompt_key"], row["session"]): row["acc_shuffled"] for row in rows}
+        accuracies = {session: acc for session, acc in accuracies.items() if acc is not None}
+        of_videos = [row for row in rows if assets.medium[row["prompt_key"]] == "video"]
+        assert of_videos
+        assert accuracies.keys() == {(row["prompt_key"], session) for row in of_videos for session in (0, 1)}
+
+        ordered = sum(row["acc"] for row in of_videos) / len(of_videos)
+        assert metrics["care/temporal/acc_ordered"] == pytest.approx(ordered, abs=1e-6)
+        shuffled = sum(accuracies.values()) / len(accuracies)
+        assert metrics["care/temporal/acc_shuffled"] == pytest.approx(shuffled, abs=1e-6)
+        assert 0 <= metrics["care/temporal/vacuous_share"] <= metrics["care/temporal/pass_share"] <= 1
+        # From one token to the response limit each.
+        assert len(accuracies) <= metrics["care/temporal/tokens_total"] <= len(accuracies) * 64
+        assert metrics["care/temporal/seconds"] > 0
+
+
+def test_the_temporal_bonus_follows_from_the_logged_accuracies(whole):
+    for step in whole.steps:
+        rows = whole.rollouts(step)
+        for uid in {row["uid"] for row in rows}:
+            group = [row for row in rows if row["uid"] == uid]
+            shuffled = [row["acc_shuffled"] for row in group if row["acc_shuffled"] is not None]
+            ordered = sum(row["acc"] for row in group) / len(group)
+            passes = bool(shuffled) and ordered >= 0.8 * sum(shuffled) / len(shuffled)
+            for row in group:
+                expected = 0.3 if passes and row["acc"] > 0.1 else 0.0
+                assert row["temporal_bonus"] == pytest.approx(expected, abs=1e-6), row
+
+
 def test_shaped_rewards_differ_from_raw_scores(whole):
     assert any(m["critic/rewards/mean"] != m["critic/score/mean"] for m in whole.steps.values())
 
@@ -113,7 +152,7 @@ def test_shaped_rewards_differ_from_raw_scores(whole):
 def test_saved_state_equals_a_replay_of_the_rollout_log(whole):
     for step in (2, 4):
         competence = replay(whole, step)
-        assert read_state(whole.folder, step)["competence"] == pytest.approx(competence, abs=1e-6)
+        assert read_state(whole.folder, step)["competence"] == pytest.approx([competence], abs=1e-6)
         assert whole.steps[step]["care/competence"] == pytest.approx(competence, abs=1e-6)
 
 
@@ -123,7 +162,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, resumed):
         assert [(r["prompt_key"], r["session"], r["response"]) for r in resumed.rollouts(step)] == [
             (r["prompt_key"], r["session"], r["response"]) for r in whole.rollouts(step)
         ]
-    assert read_state(resumed.folder, 4) == pytest.approx(read_state(whole.folder, 4), abs=1e-6)
+    state, expected = read_state(resumed.folder, 4), read_state(whole.folder, 4)
+    assert state["updates"] == expected["updates"] == 4
+    assert state["competence"] == pytest.approx(expected["competence"], abs=1e-6)
     for step in (3, 4):
         for name in ("care/competence", "critic/rewards/mean", "critic/score/mean", "response_length/mean"):
             assert resumed.steps[step][name] == pytest.approx(whole.steps[step][name], abs=1e-6)
@@ -151,9 +192,8 @@ def test_asynchronous_run_shapes_every_batch(asynchronous):
     assert sorted(asynchronous.steps) == [1, 2, 3]
     for step, metrics in asynchronous.steps.items():
         assert metrics["care/competence"] == pytest.approx(replay(asynchronous, step), abs=1e-6)
-    assert read_state(asynchronous.folder, 3)["competence"] == pytest.approx(
-        asynchronous.steps[3]["care/competence"], abs=1e-6
-    )
+    [saved] = read_state(asynchronous.folder, 3)["competence"]
+    assert saved == pytest.approx(asynchronous.steps[3]["care/competence"], abs=1e-6)
     # Some batch was generated before the step that trains on it.
     stale = [m["training/off_policy/trajectory_staleness/max"] for m in asynchronous.steps.values()]
     assert max(stale) >= 1

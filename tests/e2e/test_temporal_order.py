@@ -1,0 +1,143 @@
+"""T-GRPO through `main_ppo` on clips where order matters, where it does not, and where it misleads."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+TRAIN_CLIPS, ASKED_CLIPS = 80, 16
+KINDS = ("motion", "colour", "flipped")
+"""Where does it go; what colour is it; and the first again with left and right exchanged in the ground truth, so that
+the same policy is right about shuffled frames more often than about ordered ones."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Metrics and rollouts of one step, without an update that counts."""
+
+    metrics: dict[str, float]
+    rows: dict[str, list[dict]]
+    """Kind -> rows of the rollout log."""
+
+    def ordered(self, kind: str) -> float:
+        return mean(row["acc"] for row in self.rows[kind])
+
+    def shuffled(self, kind: str) -> float:
+        return mean(row["acc_shuffled"] for row in self.rows[kind] if row["acc_shuffled"] is not None)
+
+    def groups(self, kind: str) -> list[tuple[float, float, bool]]:
+        """Of each prompt: accuracy on ordered frames, on shuffled frames, and whether anything was earned."""
+        by_prompt: dict[str, list[dict]] = {}
+        for row in self.rows[kind]:
+            by_prompt.setdefault(row["prompt_key"], []).append(row)
+        return [
+            (
+                mean(row["acc"] for row in rows),
+                mean(row["acc_shuffled"] for row in rows if row["acc_shuffled"] is not None),
+                any(row["temporal_bonus"] > 0 for row in rows),
+            )
+            for rows in by_prompt.values()
+        ]
+
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def make_records(folder: Path) -> list[dict]:
+    """Questions of three kinds about clips in which one shape goes left or right."""
+    from verl_care.data import demo_clips
+
+    rng = random.Random(0)
+    records = []
+    for i in range(TRAIN_CLIPS):
+        spec = replace(demo_clips.draw_spec(rng), motion=rng.choice(("left", "right")), count=1)
+        clip = folder / f"{i}.mp4"
+        demo_clips.write_clip(clip, spec)
+        for kind in KINDS:
+            asked = "motion" if kind == "flipped" else kind
+            answer = spec.answer(asked)
+            if kind == "flipped":
+                answer = {"left": "right", "right": "left"}[answer]
+            text, truth = demo_clips.ask(asked, answer, rng, "<video>")
+            records.append(
+                demo_clips.make_record(
+                    index=len(records), kind=asked, text=text, truth=truth, video=clip, source=kind, split="train"
+                )
+            )
+    return records
+
+
+@pytest.fixture(scope="module")
+def order(main_ppo, tmp_path_factory) -> Order:
+    """One step of a policy that has learned to see direction and colour."""
+    from verl_care.data import demo_model
+    from verl_care.data.records import write_rows
+
+    folder = tmp_path_factory.mktemp("order")
+    records = make_records(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    processor = demo_model.build_processor()
+    model = demo_model.build_model(processor.tokenizer, seed=0)
+    learned = [record for record in records if record["data_source"] != "flipped"]
+    plan = demo_model.WarmStart(align_steps=150, answer_steps=100, soften_steps=5, noise=0.02)
+    prompts = demo_model.encode_records(learned, processor)
+    demo_model.warm_start(model, processor.tokenizer, prompts, seed=0, plan=plan)
+    demo_model.save_model(model, processor, folder / "model")
+    torch.set_num_threads(threads)
+
+    asked = records[: ASKED_CLIPS * len(KINDS)]
+    write_rows(asked, folder / "train.parquet")
+    run = main_ppo(
+        folder,
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/train.parquet",
+        f"actor_rollout_ref.model.path={folder}/model",
+        f"data.train_batch_size={len(asked)}",
+        "actor_rollout_ref.actor.optim.lr=0",
+        "reward.reward_manager.name=t_grpo",
+        "care.contrast.responses=4",
+        "trainer.total_training_steps=1",
+    )
+    rows = run.rollouts(1)
+    return Order(metrics=run.steps[1], rows={kind: [r for r in rows if r["data_source"] == kind] for kind in KINDS})
+
+
+def test_shuffling_takes_the_answer_away_where_order_matters(order):
+    assert order.ordered("motion") - order.shuffled("motion") >= 0.3
+
+
+def test_shuffling_changes_nothing_where_order_does_not_matter(order):
+    assert abs(order.ordered("colour") - order.shuffled("colour")) <= 0.1
+    # Equal accuracies pass: nearly every group is paid for an order that it had no use for.
+    assert mean(earned for _, _, earned in order.groups("colour")) >= 0.75
+
+
+def test_a_policy_that_is_better_on_shuffled_frames_fails(order):
+    assert order.shuffled("flipped") - order.ordered("flipped") >= 0.3
+    for ordered, shuffled, earned in order.groups("flipped"):
+        assert not earned or ordered >= 0.8 * shuffled
+    assert mean(earned for _, _, earned in order.groups("flipped")) <= 0.2
+
+
+def test_vacuous_passes_are_told_apart_in_the_metrics(order):
+    groups = [group for kind in KINDS for group in order.groups(kind)]
+    passes = [ordered >= 0.8 * shuffled for ordered, shuffled, _ in groups]
+    vacuous = [p and ordered <= shuffled for p, (ordered, shuffled, _) in zip(passes, groups, strict=True)]
+    assert order.metrics["care/temporal/pass_share"] == pytest.approx(mean(passes), abs=1e-6)
+    assert order.metrics["care/temporal/vacuous_share"] == pytest.approx(mean(vacuous), abs=1e-6)
+    assert mean(vacuous) > 0
+
+
+def test_t_grpo_alone_adds_nothing_but_the_bonus(order):
+    rows = [row for kind in KINDS for row in order.rows[kind]]
+    assert {round(row["bonus"], 6) for row in rows} == {0.0, 0.3}
+    assert all(row["bonus"] == row["temporal_bonus"] for row in rows)
