@@ -289,10 +289,7 @@ def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) 
 def token_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Log-probability of every token after the first, (B, T-1), and the response mask moved alike."""
     inputs = {key: value for key, value in batch.items() if key != "response_mask"}
-    return _gather_logprobs(model(**inputs, use_cache=False).logits, batch)
-
-
-def _gather_logprobs(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    logits = model(**inputs, use_cache=False).logits
     targets = batch["input_ids"][:, 1:]
     logprobs = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, targets[..., None])[..., 0]
     return logprobs, batch["response_mask"][:, 1:]
@@ -331,72 +328,6 @@ def correct_probability(
     return torch.cat(found)
 
 
-def align_vision(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int = 48,
-    peak_lr: float = 3e-3,
-    on_step: Callable[[], None] | None = None,
-) -> None:
-    """Train the vision tower so that its tokens point to the words for what they show.
-
-    Every token of a clip is compared with the embeddings of all answers of a kind (cross-entropy over their dot
-    products). The language model then finds in a clip what it would find in words, instead of inventing a code for it
-    together with the tower, which takes ten times as many steps.
-
-    Args:
-        model: trained in place.
-        tokenizer: its tokenizer.
-        prompts: all questions about a clip train it together; those without media are left out.
-        seed: of the batches.
-        steps: optimisation steps.
-        batch_size: clips a step.
-        peak_lr: highest learning rate of a one-cycle schedule.
-        on_step: called after each step.
-    """
-    rng = random.Random(seed)
-    about: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        if prompt.media:
-            about.setdefault(prompt.media, []).append(prompt)
-    clips = list(about.values())
-    words = model.get_input_embeddings()
-    choice_ids = {
-        kind: [torch.tensor(tokenizer(choice)["input_ids"]) for choice in demo_clips.CHOICES[kind]]
-        for kind in sorted({prompt.kind for prompt in prompts if prompt.media})
-    }
-    visual = model.model.visual
-    parameters = [*visual.parameters(), *words.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.2)
-    for _ in range(steps):
-        part = rng.sample(clips, min(batch_size, len(clips)))
-        grid = torch.cat([questions[0].grid for questions in part])
-        tokens = visual(torch.cat([questions[0].pixels for questions in part]), grid_thw=grid).pooler_output
-        # Each token by itself and normalised, for the language model normalises each token before it attends to it.
-        features = nn.functional.rms_norm(tokens, tokens.shape[-1:])
-        owner = torch.repeat_interleave(grid.prod(-1) // 4)
-        losses = []
-        for kind, ids in choice_ids.items():
-            answers = demo_clips.answers_of(kind)
-            asked = ([answers.index(q.truth) for q in questions if q.kind == kind] for questions in part)
-            targets = torch.tensor([found[0] if found else -1 for found in asked])[owner]
-            logits = features[targets >= 0] @ torch.stack([words(i).mean(0) for i in ids]).T
-            losses.append(nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="sum"))
-        loss = torch.stack(losses).sum() / len(owner)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if on_step:
-            on_step()
-
-
 def noisy_answer(prompt: Prompt, noise: float, rng: random.Random) -> str:
     """The right answer, or with probability `noise` one drawn uniformly from all answers of that kind."""
     if rng.random() < noise:
@@ -404,83 +335,49 @@ def noisy_answer(prompt: Prompt, noise: float, rng: random.Random) -> str:
     return prompt.truth
 
 
-@torch.no_grad()
-def vision_features(model: Any, prompts: Sequence[Prompt]) -> list[Tensor | None]:
-    """Output of the vision tower for each prompt, (tokens, hidden); None for a prompt without media."""
-    features: list[Tensor | None] = [None] * len(prompts)
-    rows = [i for i, prompt in enumerate(prompts) if prompt.pixels is not None]
-    for first in range(0, len(rows), 128):
-        part = rows[first : first + 128]
-        grid = torch.cat([prompts[i].grid for i in part])
-        tokens = model.model.visual(torch.cat([prompts[i].pixels for i in part]), grid_thw=grid).pooler_output
-        for i, chunk in zip(part, tokens.split((grid.prod(-1) // 4).tolist()), strict=True):
-            features[i] = chunk
-    return features
-
-
 def train_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    features: Sequence[Tensor | None],
     *,
     seed: int,
     steps: int,
     noise: float,
     mean_thoughts: float,
-    batch_size: int = 32,
-    peak_lr: float = 3e-3,
+    peak_lr: float,
+    batch_size: int = 48,
     answer_weight: float = 4.0,
     on_step: Callable[[], None] | None = None,
 ) -> None:
-    """Supervised training of the language model on drawn responses; the vision tower stays as it is.
+    """Supervised training on drawn responses.
 
     Args:
         model: trained in place.
         tokenizer: its tokenizer.
         prompts: the training questions.
-        features: `vision_features` of them.
         seed: of batches and responses.
         steps: optimisation steps.
         noise: share of answers drawn at random, 0..1. The policy ends up right with a probability of about
             `1 - noise + noise / k` for k possible answers.
         mean_thoughts: mean number of words between the think tags.
-        batch_size: prompts a step.
         peak_lr: highest learning rate of a one-cycle schedule.
+        batch_size: prompts a step.
         answer_weight: weight of the answer's tokens against the mean over all tokens.
         on_step: called after each step.
     """
     rng = random.Random(seed)
-    embeddings = model.get_input_embeddings()
-    frozen = {id(parameter) for parameter in model.model.visual.parameters()}
-    parameters = [parameter for parameter in model.parameters() if id(parameter) not in frozen]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
-        chosen = rng.sample(range(len(prompts)), min(batch_size, len(prompts)))
-        part = [prompts[i] for i in chosen]
+        part = rng.sample(list(prompts), min(batch_size, len(prompts)))
         texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
         responses = [response_ids(tokenizer, text) for text in texts]
-        batch = collate(model, part, responses)
-        inputs = embeddings(batch["input_ids"])
-        is_vision = torch.isin(
-            batch["input_ids"], torch.tensor([model.config.image_token_id, model.config.video_token_id])
-        )
-        seen = [features[i] for i in chosen if features[i] is not None]
-        if seen:
-            inputs = inputs.masked_scatter(is_vision[..., None].expand_as(inputs), torch.cat(seen))
-        logits = model(
-            inputs_embeds=inputs,
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-            use_cache=False,
-        ).logits
-        logprobs, mask = _gather_logprobs(logits, batch)
+        logprobs, mask = token_logprobs(model, collate(model, part, responses))
         answering = _after_answer_tag(tokenizer, part, responses, mask)
         loss = -(logprobs * mask).sum() / mask.sum() - answer_weight * (logprobs * answering).sum() / answering.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if on_step:
@@ -489,18 +386,17 @@ def train_answers(
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """How long the three parts of the warm start are, and how unsure it leaves the policy."""
+    """How long the two parts of the warm start are, and how unsure it leaves the policy."""
 
-    align_steps: int = 400
-    answer_steps: int = 300
-    soften_steps: int = 60
+    answer_steps: int = 130
+    soften_steps: int = 30
     noise: float = 0.5
-    """Share of answers drawn at random in the last part."""
+    """Share of answers drawn at random in the second part."""
 
     @property
     def total_steps(self) -> int:
-        """Optimisation steps of all parts."""
-        return self.align_steps + self.answer_steps + self.soften_steps
+        """Optimisation steps of both parts."""
+        return self.answer_steps + self.soften_steps
 
 
 def warm_start(
@@ -512,9 +408,10 @@ def warm_start(
     plan: WarmStart = WarmStart(),  # noqa: B008
     on_step: Callable[[], None] | None = None,
 ) -> None:
-    """Vision first, then right answers, then answers of which a share is drawn at random.
+    """Right answers first, then answers of which a share is drawn at random.
 
-    The last part keeps what was learned about clips and makes the policy unsure.
+    The second part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
+    full length, which the first part leaves out to be quick.
 
     Args:
         model: trained in place.
@@ -525,23 +422,19 @@ def warm_start(
         on_step: called after each step.
     """
     model.train()
-    align_vision(model, tokenizer, prompts, seed=seed, steps=plan.align_steps, on_step=on_step)
-    features = vision_features(model, prompts)
-    common = {"seed": seed, "on_step": on_step}
-    train_answers(
-        model, tokenizer, prompts, features, steps=plan.answer_steps, noise=0.0, mean_thoughts=MEAN_THOUGHTS, **common
-    )
-    train_answers(
-        model,
-        tokenizer,
-        prompts,
-        features,
-        steps=plan.soften_steps,
-        noise=plan.noise,
-        mean_thoughts=MEAN_THOUGHTS,
-        peak_lr=1e-3,
-        **common,
-    )
+    parts = ((plan.answer_steps, 0.0, 2.0, 3e-3), (plan.soften_steps, plan.noise, MEAN_THOUGHTS, 1e-3))
+    for steps, noise, mean_thoughts, peak_lr in parts:
+        train_answers(
+            model,
+            tokenizer,
+            prompts,
+            seed=seed,
+            steps=steps,
+            noise=noise,
+            mean_thoughts=mean_thoughts,
+            peak_lr=peak_lr,
+            on_step=on_step,
+        )
     model.eval()
 
 
