@@ -128,3 +128,14 @@ def test_a_missing_data_file_names_the_command(tmp_path):
     care = {"make_command": "verl-care prepare video_r1"}
     with pytest.raises(MissingDataError, match="make it with: verl-care prepare video_r1$"):
         CareDataset(path, None, config(tmp_path, care=care), PROCESSOR)
+
+
+def test_the_data_sets_sampling_fills_what_a_record_leaves_open(tmp_path, train_file):
+    care = {"video": {"fps": 1.0, "max_frames": 4, "min_frames": 2}, "image": {"max_pixels": 28 * 28}}
+    dataset = CareDataset(train_file, None, config(tmp_path, care=care), PROCESSOR)
+    own, open_ = (dataset[number]["raw_prompt"][0]["content"][0] for number in (0, 3))
+    assert own["nframes"] == 4 and "fps" not in own
+    assert open_["fps"] == 2.0 and open_["max_frames"] == 4
+    assert dataset[1]["raw_prompt"][0]["content"][0]["max_pixels"] == 28 * 28
+    # The clip has 30 frames at 10 a second: 2 a second would be 6, the bound leaves 4.
+    assert len(media(dataset, 3)[1][0][1]["frames_indices"]) == 4

@@ -1,8 +1,9 @@
 """verl's data set with records checked before training and videos read by PyAV.
 
-Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset``. Two keys of its own in the ``data``
-node: ``data.care.make_command`` (what makes the data files; for the error when they are missing) and
-``data.care.check_media`` (whether every media file of a record is looked for at start; default true).
+Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset``. Keys of its own in the ``data`` node:
+``data.care.make_command`` (what makes the data files; for the error when they are missing), ``data.care.check_media``
+(whether every media file of a record is looked for at start; default true), ``data.care.video`` and ``data.care.image``
+(how media are sampled that do not say so themselves).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_care.data.records import DataError, check_file, missing_file, strip_none
+from verl_care.data.sampling import fill_sampling
 from verl_care.data.video import VideoError, register_pyav_reader
 
 
@@ -69,7 +71,9 @@ class CareDataset(RLHFDataset):
                 example[column] = [
                     strip_none(media) if isinstance(media, Mapping) else media for media in example[column]
                 ]
-        return super()._build_messages(example, key)
+        messages = super()._build_messages(example, key)
+        care = self.config.get("care") or {}
+        return fill_sampling(messages, {kind: care.get(kind) for kind in ("video", "image")})
 
     @classmethod
     def _process_multi_modal_info(

@@ -27,7 +27,13 @@ EXTRA_KEYS = (*RESULT_KEYS, "reward_error", "acc_shuffled")
 """Keys of ``reward_extra_info``, the same for every rollout: the scorer's, whether the scoring function raised (0.0 or
 1.0), and the accuracy of the session's response on shuffled frames (None where there is none)."""
 
-_FAILED: dict[str, float | str] = {**dict.fromkeys(RESULT_KEYS, 0.0), "unparsed": 1.0, "pred": ""}
+_FAILED: dict[str, float | str | None] = {
+    **dict.fromkeys(RESULT_KEYS, 0.0),
+    "acc_answer": None,
+    "acc_iou": None,
+    "unparsed": 1.0,
+    "pred": "",
+}
 
 
 class CareRewardManagerBase(RewardManagerBase):

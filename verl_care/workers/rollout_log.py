@@ -28,6 +28,8 @@ SCHEMA = pa.schema(
         ("acc_strict", pa.float32()),
         ("acc_lenient", pa.float32()),
         ("acc_shuffled", pa.float32()),
+        ("acc_answer", pa.float32()),
+        ("acc_iou", pa.float32()),
         ("format", pa.float32()),
         ("unparsed", pa.float32()),
         ("reward_error", pa.float32()),

@@ -236,7 +236,17 @@ def _log_columns(rows: RolloutRows, shaped: Shaped, texts: list[str | None], *, 
     infos = rows.reward_extra_info
     columns: dict[str, Any] = {
         name: [info.get(name) for info in infos]
-        for name in ("pred", "acc_strict", "acc_lenient", "acc_shuffled", "format", "unparsed", "reward_error")
+        for name in (
+            "pred",
+            "acc_strict",
+            "acc_lenient",
+            "acc_shuffled",
+            "acc_answer",
+            "acc_iou",
+            "format",
+            "unparsed",
+            "reward_error",
+        )
     }
     evicted = batch.extra.get("evicted_pass_rate")
     columns |= {
