@@ -100,7 +100,6 @@ def pick_tokens(
     """
     temperature = torch.tensor([s.temperature or 1.0 for s in samplings], dtype=torch.float32)
     scaled_NV = logits.float() / temperature[:, None]
-    log_probs_NV = torch.log_softmax(scaled_NV, dim=-1)
 
     allowed_NV = scaled_NV.clone()
     if banned_ids:
@@ -121,7 +120,8 @@ def pick_tokens(
 
     is_greedy_N = torch.tensor([s.temperature == 0 for s in samplings])
     token_N = torch.where(is_greedy_N, greedy_N, sampled_N)
-    return token_N, log_probs_NV.gather(-1, token_N[:, None]).squeeze(-1)
+    # The trainer's own formula (verl's logprobs_from_logits_v2), so that both round alike.
+    return token_N, scaled_NV.gather(-1, token_N[:, None]).squeeze(-1) - scaled_NV.logsumexp(dim=-1)
 
 
 @torch.inference_mode()
