@@ -194,6 +194,14 @@ def test_asynchronous_run_shapes_every_batch(asynchronous):
         assert metrics["care/competence"] == pytest.approx(replay(asynchronous, step), abs=1e-6)
     [saved] = read_state(asynchronous.folder, 3)["competence"]
     assert saved == pytest.approx(asynchronous.steps[3]["care/competence"], abs=1e-6)
-    # Some batch was generated before the step that trains on it.
-    stale = [m["training/off_policy/trajectory_staleness/max"] for m in asynchronous.steps.values()]
-    assert max(stale) >= 1
+
+
+def test_agreement_tells_old_weights_from_new(asynchronous):
+    """A batch generated before the update that precedes it differs: the agreement of the other runs means something."""
+    steps = asynchronous.steps.values()
+    agreement = {"fresh": [], "stale": []}
+    for metrics in steps:
+        age = "stale" if metrics["training/off_policy/trajectory_staleness/max"] else "fresh"
+        agreement[age].append(metrics["training/rollout_probs_diff_max"])
+    assert max(agreement["fresh"]) < FP32_AGREEMENT
+    assert min(agreement["stale"]) > 1e-3
