@@ -55,12 +55,12 @@ class Engine(StrEnum):
     vllm = "vllm"
 
 
-@app.command(epilog="Example: verl-care demo --steps 40 --video-dir ~/my_clips -- data.seed=1")
+@app.command(epilog="Example: verl-care demo --steps 50 --video-dir ~/my_clips -- data.seed=1")
 def demo(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Further Hydra overrides for main_ppo; they win.", show_default=False)
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = 50,
     engine: Annotated[Engine, typer.Option(help="Rollout engine: transformers, or vLLM where it is installed.")] = (
         Engine.hf
     ),

@@ -19,7 +19,7 @@ STARTING = "starting verl, Ray and the rollout engine (about a minute)"
 
 def run_demo(
     *,
-    steps: int = 40,
+    steps: int = 50,
     engine: str = "hf",
     manager: str = "care",
     video_dir: Path | None = None,

@@ -390,7 +390,7 @@ class WarmStart:
 
     answer_steps: int = 130
     soften_steps: int = 30
-    noise: float = 0.5
+    noise: float = 0.6
     """Share of answers drawn at random in the second part."""
 
     @property
