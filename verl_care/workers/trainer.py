@@ -189,7 +189,8 @@ class CareTrainerMixin(PPOTrainer):
         super()._load_checkpoint()
         if self.rollout_log is not None and (abandoned := self.rollout_log.remove_after(self.global_steps)):
             logger.warning(
-                f"{self.rollout_log.folder}: removed {abandoned} files of steps after {self.global_steps}, which run again"
+                f"{self.rollout_log.folder}: removed {abandoned} files of steps after {self.global_steps}, "
+                "which run again"
             )
         if self.shaper is None or self.global_steps == 0:
             return
