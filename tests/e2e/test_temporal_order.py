@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -52,13 +52,15 @@ def mean(values) -> float:
 
 
 def make_records(folder: Path) -> list[dict]:
-    """Questions of three kinds about clips in which one shape goes left or right."""
+    """Questions of three kinds about clips in which a shape goes left or right."""
     from verl_care.data import demo_clips
 
     rng = random.Random(0)
     records = []
     for i in range(TRAIN_CLIPS):
-        spec = replace(demo_clips.draw_spec(rng), motion=rng.choice(("left", "right")), count=1)
+        spec = demo_clips.draw_spec(rng)
+        while spec.motion not in ("left", "right"):
+            spec = demo_clips.draw_spec(rng)
         clip = folder / f"{i}.mp4"
         demo_clips.write_clip(clip, spec)
         for kind in KINDS:
@@ -88,9 +90,9 @@ def order(main_ppo, tmp_path_factory) -> Order:
     processor = demo_model.build_processor()
     model = demo_model.build_model(processor.tokenizer, seed=0)
     learned = [record for record in records if record["data_source"] != "flipped"]
-    plan = demo_model.WarmStart(align_steps=150, answer_steps=100, soften_steps=5, noise=0.02)
     prompts = demo_model.encode_records(learned, processor)
-    demo_model.warm_start(model, processor.tokenizer, prompts, seed=0, plan=plan)
+    how = {"seed": 0, "steps": 150, "noise": 0.0, "mean_thoughts": 2.0, "peak_lr": 3e-3}
+    demo_model.train_answers(model.train(), processor.tokenizer, prompts, **how)
     demo_model.save_model(model, processor, folder / "model")
     torch.set_num_threads(threads)
 

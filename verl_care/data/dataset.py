@@ -1,9 +1,9 @@
 """verl's data set with records checked before training and videos read by PyAV.
 
 Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset``. Keys of its own in the ``data``
-node: ``data.care.make_command`` (what makes the data files; for the error when they are missing), ``data.care.check_media``
-(whether every media file of a record is looked for at start; default true), ``data.care.video`` and ``data.care.image``
-(how media are sampled that do not say so themselves).
+node: ``data.care.make_command`` (what makes the data files; for the error when they are missing),
+``data.care.check_media`` (whether every media file of a record is looked for at start; default true),
+``data.care.video`` and ``data.care.image`` (how media are sampled that do not say so themselves).
 """
 
 from __future__ import annotations

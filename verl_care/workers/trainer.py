@@ -87,8 +87,8 @@ class CareTrainerMixin(PPOTrainer):
         loop = rollout.agent.default_agent_loop
         if count and loop == "single_turn_agent":
             logger.warning(
-                "care.contrast.enabled=true has no effect: verl's agent loop gives no responses on shuffled frames; set "
-                "actor_rollout_ref.rollout.agent.default_agent_loop=care_agent, or care.contrast.enabled=false"
+                "care.contrast.enabled=true has no effect: verl's agent loop gives no responses on shuffled frames; "
+                "set actor_rollout_ref.rollout.agent.default_agent_loop=care_agent, or care.contrast.enabled=false"
             )
         return count
 
