@@ -29,7 +29,7 @@ RISE, HELD_OUT, WINDOW = 0.2, 0.85, 10
 
 
 def swapped_chance(folder: Path) -> tuple[float, int]:
-    """Share of swapped records whose other clip has the same answer: what a perfect eye scores there; and their number."""
+    """Share of swapped records whose other clip has the same answer, which a perfect eye scores, and their number."""
     same = [
         row["extra_info"]["same_answer"]
         for row in pq.read_table(folder / "val.parquet").to_pylist()
