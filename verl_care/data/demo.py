@@ -336,6 +336,8 @@ def _user_records(
 
 def _train_model(records: Sequence[dict[str, Any]], folder: Path, seed: int, size: Size, on_progress: Progress) -> None:
     """The warm start on the training records, saved under ``folder/model``."""
+    import torch
+
     from verl_care.data import demo_model
 
     processor = demo_model.build_processor()
@@ -354,5 +356,11 @@ def _train_model(records: Sequence[dict[str, Any]], folder: Path, seed: int, siz
         done += 1
         on_progress("warm start", done, plan.total_steps)
 
-    demo_model.warm_start(model, processor.tokenizer, prompts, seed=seed, plan=plan, on_step=on_step)
+    # One thread: so small a model gains nothing from more, and the weights then do not depend on how many there are.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        demo_model.warm_start(model, processor.tokenizer, prompts, seed=seed, plan=plan, on_step=on_step)
+    finally:
+        torch.set_num_threads(threads)
     demo_model.save_model(model, processor, folder / "model")
