@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from verl_care.shaping.care import CareConfig, shape
+from verl_care.config import load_config
+from verl_care.shaping.care import shape
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -62,7 +64,8 @@ def read_state(folder: Path, step: int) -> dict:
 
 def replay(run, last: int) -> float:
     """Competence after the steps 1 … last, from the accuracies and lengths of the rollout log alone."""
-    config = CareConfig(length_floor_tokens=16)  # as in the recipe
+    # The config that the run composed, with the recipe's own constants.
+    config = load_config(OmegaConf.load(run.folder / "hydra" / ".hydra" / "config.yaml").care).shaping
     competence = config.initial_competence
     for step in range(1, last + 1):
         rows = run.rollouts(step)

@@ -4,20 +4,22 @@ import subprocess
 import sys
 
 import pytest
-
-ENGINE = """
-import os, sys
-folder = sys.argv[1]
-os.environ.update(WG_BACKEND="ray", RANK="0", WORLD_SIZE="1", DIST_INIT_METHOD=f"file://{folder}/rendezvous",
-                  VERL_PLATFORM="cpu")
 import torch
+
+SETUP = """
+import os, sys
+folder, rank, world_size = sys.argv[1:4]
+os.environ.update(WG_BACKEND="ray", RANK=rank, WORLD_SIZE=world_size, VERL_PLATFORM="cpu",
+                  DIST_INIT_METHOD=f"file://{folder}/rendezvous{world_size}")
+import torch
+torch.set_num_threads(1)
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine import EngineRegistry
 
 fp32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 model_config = HFModelConfig(
     path=folder, external_lib="verl_care.workers.cpu.process_group", use_remove_padding=False,
-    override_config={"attn_implementation": "sdpa"},
+    enable_gradient_checkpointing=False, override_config={"attn_implementation": "sdpa"},
 )
 assert torch.distributed.get_backend() == "gloo"
 
@@ -30,7 +32,9 @@ def build(forward_only, **options):
     )
     engine.initialize()
     return engine
+"""
 
+ENGINES = """
 def refusal(**options):
     try:
         build(False, **options)
@@ -61,15 +65,84 @@ print("REFUSED", refusal(param_offload=True))
 torch.distributed.destroy_process_group()
 """
 
+# Rank 0 runs the vision tower for images and for videos, rank 1 for a text prompt that it does not concern.
+MIXED = """
+engine = build(False)
+inputs = torch.load(f"{folder}/mixed{rank}.pt")
+logits = engine.module(**inputs, use_cache=False).logits
+weight = inputs["attention_mask"][..., None]
+(logits.float().log_softmax(-1) * weight).sum().backward()
+gradients = {name: p.grad.full_tensor() for name, p in engine.module.named_parameters()}
+torch.save({"logits": logits.detach(), "gradients": gradients}, f"{folder}/result{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def start(script: str, folder, rank: int = 0, world_size: int = 1) -> subprocess.Popen:
+    command = [sys.executable, "-c", SETUP + script, str(folder), str(rank), str(world_size)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    try:
+        output, _ = process.communicate(timeout=170)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-4000:]
+    return output
+
 
 @pytest.mark.timeout(180)
 def test_actor_and_reference_engines_build_and_export_all_weights(tiny_qwen25):
-    done = subprocess.run(
-        [sys.executable, "-c", ENGINE, str(tiny_qwen25.folder)], capture_output=True, text=True, timeout=170
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    refusals = [line for line in done.stdout.splitlines() if line.startswith("REFUSED")]
+    lines = finish(start(ENGINES, tiny_qwen25.folder)).splitlines()
+    refusals = [line for line in lines if line.startswith("REFUSED")]
     assert "strategy=fsdp2" in refusals[0] and "offload" in refusals[1]
+
+
+def padded(tiny, kinds) -> dict[str, torch.Tensor]:
+    """Prompts of these kinds as one right-padded batch of model inputs, positions (4, N, L)."""
+    requests = [tiny.request(kind, None, f"Which colour has the {kind} ?") for kind in kinds]
+    length = max(len(request.prompt_ids) for request in requests)
+    ids = torch.zeros(len(requests), length, dtype=torch.long)
+    positions = torch.zeros(4, len(requests), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, request in enumerate(requests):
+        size = len(request.prompt_ids)
+        ids[row, :size] = torch.tensor(request.prompt_ids)
+        mask[row, :size] = 1
+        positions[:, row, :size] = request.position_ids
+    vision = [request.vision for request in requests]
+    media = {name: torch.cat([v[name] for v in vision if name in v]) for name in {key for v in vision for key in v}}
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **media}
+
+
+@pytest.mark.timeout(240)
+def test_ranks_with_different_media_compute_the_loss_and_gradients_of_one_model(tiny):
+    batches = [padded(tiny, kinds) for kinds in (("image", "video", "image"), ("text", "text"))]
+    for rank, batch in enumerate(batches):
+        torch.save(batch, tiny.folder / f"mixed{rank}.pt")
+    processes = [start(MIXED, tiny.folder, rank, 2) for rank in (0, 1)]
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        for process in processes:
+            process.kill()
+    results = [torch.load(tiny.folder / f"result{rank}.pt") for rank in (0, 1)]
+
+    tiny.model.zero_grad()
+    for batch, result in zip(batches, results, strict=True):
+        logits = tiny.model(**batch, use_cache=False).logits
+        kept = batch["attention_mask"].bool()
+        assert (result["logits"][kept] - logits[kept]).abs().max() < 1e-4
+        (logits.log_softmax(-1) * batch["attention_mask"][..., None]).sum().backward()
+    for name, parameter in tiny.model.named_parameters():
+        # FSDP averages over the two ranks.
+        expected = (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)) / 2
+        for result in results:
+            difference = (result["gradients"][name] - expected).norm()
+            assert difference <= 1e-4 * expected.norm() + 1e-6, name
+    tiny.model.zero_grad()
 
 
 @pytest.mark.timeout(60)

@@ -1,27 +1,18 @@
-"""verl's FSDP engines on the CPU: FSDP2 over gloo.
+"""verl's FSDP engines on the CPU: FSDP2 over gloo, the whole model as one unit.
 
-verl 0.9.1 registers its engines for ``cuda`` and ``npu``. The subclasses here add ``cpu`` and keep the reference
-policy's weights where they are: verl moves them to *pinned* host memory, which needs a CUDA driver.
+verl 0.9.1 registers its engines for ``cuda`` and ``npu`` only. The subclasses here add ``cpu`` and differ in how the
+module is wrapped. One unit, where verl makes one of each layer, because of batches that mix media: a rank whose
+micro-batch holds images and videos runs the vision tower twice, a rank with either of them once, and units within the
+tower would then gather in different orders on the two (gloo: "Received data size doesn't match"). Models are small
+here; there is nothing to gain from gathering them layer by layer.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from verl.utils.fsdp_utils import fsdp2_load_full_state_dict, maybe_patch_fsdp_module
+from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
-
-
-@contextmanager
-def _without_forward_only(engine_config: Any) -> Iterator[None]:
-    """Clear ``engine_config.forward_only`` for a while (its dataclass is frozen)."""
-    forward_only = engine_config.forward_only
-    object.__setattr__(engine_config, "forward_only", False)
-    try:
-        yield
-    finally:
-        object.__setattr__(engine_config, "forward_only", forward_only)
 
 
 class _CPUEngineMixin:
@@ -34,13 +25,40 @@ class _CPUEngineMixin:
                 f"strategy={config.strategy!r} needs an accelerator; set actor_rollout_ref.actor.strategy=fsdp2, "
                 "actor_rollout_ref.ref.strategy=fsdp2 and critic.strategy=fsdp2 (care_hardware=cpu does)"
             )
-        if config.offload_policy or config.param_offload or config.optimizer_offload:
+        if (
+            config.offload_policy
+            or config.param_offload
+            or config.optimizer_offload
+            or self.model_config.enable_activation_offload
+        ):
             raise ValueError(
-                "fsdp_config.offload_policy, param_offload and optimizer_offload must be False on the CPU: "
-                "there is no device memory to spare"
+                "fsdp_config.offload_policy, param_offload, optimizer_offload and model.enable_activation_offload must "
+                "be False on the CPU: there is no device memory to spare"
             )
-        with _without_forward_only(config):
-            return super()._build_fsdp_module(module)
+        precision = config.mixed_precision or {}
+        param_dtype = PrecisionType.to_dtype(precision.get("param_dtype", "bf16"))
+        if param_dtype == torch.float16:
+            raise ValueError("mixed_precision.param_dtype=fp16 needs an accelerator; use fp32 or bf16 on the CPU")
+        # Read by the forward pass and the optimizer step.
+        self._autocast_dtype = param_dtype
+        self.scaler = None
+
+        # The reference policy is wrapped like the actor; verl would move its weights to pinned memory, which needs a
+        # CUDA driver.
+        full_state = module.state_dict()
+        with maybe_patch_fsdp_module(module):
+            fully_shard(
+                module,
+                mesh=self.device_mesh,
+                reshard_after_forward=config.reshard_after_forward,
+                mp_policy=MixedPrecisionPolicy(
+                    param_dtype=param_dtype,
+                    reduce_dtype=PrecisionType.to_dtype(precision.get("reduce_dtype", "fp32")),
+                    cast_forward_inputs=True,
+                ),
+            )
+        fsdp2_load_full_state_dict(module, full_state, self.device_mesh, None)
+        return module
 
 
 class CPUEngineWithLMHead(_CPUEngineMixin, FSDPEngineWithLMHead):
