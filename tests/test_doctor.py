@@ -12,9 +12,11 @@ from verl_care import doctor
 
 
 def report(**env: str) -> tuple[int, dict[str, dict]]:
+    # VERL_PLATFORM: our platform hands its claim on through it, once a test of this process has asked verl for one.
+    inherited = {key: value for key, value in os.environ.items() if key != "VERL_PLATFORM"}
     done = subprocess.run(
         [sys.executable, "-m", "verl_care.doctor", "--json"],
-        env={**os.environ, **env},
+        env={**inherited, **env},
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,8 +15,11 @@ SOURCES = ("verl_care", "hydra_plugins", "conf", "pyproject.toml", "setup.py", "
 
 
 def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    # VERL_PLATFORM: our platform hands its claim on through it, once a test of this process has asked verl for one.
     environment = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VERL_USE_EXTERNAL_PLUGINS")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "VERL_USE_EXTERNAL_PLUGINS", "VERL_PLATFORM")
     }
     return subprocess.run(
         [str(part) for part in command],
