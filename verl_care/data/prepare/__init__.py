@@ -1,0 +1,55 @@
+"""Published data sets -> records of ``verl_care.data.records``: ``verl-care prepare NAME``, one module a data set.
+
+Names. Training: ``video_r1``, ``video_r1_cot`` (supervised), ``video_holmes_mix``, ``cgbench``, ``temporal_rlt``,
+``nextgqa``. Evaluation: ``vsi_bench``, ``video_mmmu``, ``mmvu``, ``mvbench``, ``tempcompass``, ``video_mme``,
+``video_mme_subtitles``, ``video_holmes``, ``longvideobench``, ``lvbench``, ``videomathqa``, ``charades_sta``,
+``activitynet_tvg``, and again ``nextgqa``. ``verl-care prepare --list`` says what each reads.
+
+Files. ``--out DIR`` (default ``$VERL_CARE_DATA_DIR/NAME``, else ``~/data/verl_care/NAME``) receives
+
+- ``train.parquet`` and ``dev.parquet`` of a training set, disjoint by clip; ``test.parquet`` of an evaluation set;
+- ``manifest.json``: hash of every source file, counts, options, what was left out and why;
+- ``errors.jsonl`` (``--max-errors``) and ``quarantine.jsonl`` (clips that cannot be trained on), where there are any.
+
+Rows. Columns of ``records.Row``; what a scorer of a benchmark may rely on:
+
+- ``data_source``: the name above, so that verl reports ``val-core/<name>/…``;
+- ``prompt``: one user turn, placeholders first, worded by ``verl_care.data.prompts`` (``--prompt STYLE``); whoever
+  wants other words builds them anew from ``extra_info.question`` and ``extra_info.options``;
+- ``videos``: dicts with an absolute path (or a list of frames), with ``video_start`` and ``video_end`` in seconds where
+  the benchmark asks about a part of the file; sampling is left to ``data.care.video``;
+- ``reward_model.ground_truth``: the letter; the number as text; the text; ``[[start, end], …]`` in seconds; for grounded
+  QA ``{"answer": "B", "spans": [[start, end], …]}``;
+- ``extra_info``: ``index`` (place in the published order, also where records in front of it were left out),
+  ``problem_type``, ``id`` (text, the published id), ``question`` (as published, without options), ``options``
+  (``A. …`` each, or empty), ``video_id`` (the clip's published name, by which bootstraps cluster and splits are disjoint),
+  ``source`` (data set the record was taken from; the name again where there is no other), ``split``, and by data set
+
+  ====================== =============================================================================================
+  video_r1, …_cot, …_mix ``source`` is the published ``data_source``
+  cgbench                ``clue_intervals`` (seconds; where published), ``duration``, ``domain``, ``sub_category``
+  temporal_rlt           ``duration``
+  nextgqa                ``type`` (CW, CH, TN, TC, TP, …), ``qid``, ``duration``; grounded QA, train split: multiple choice
+  vsi_bench              ``question_type`` (ten published names), ``dataset``, ``scene_name``; numbers are ``regression``
+  video_mmmu             ``track`` (Perception, Comprehension, Adaptation), ``question_type``, ``subject``, ``category``;
+                         open questions are ``free-form``; Adaptation's picture is a second medium in ``images``
+  mmvu                   ``question_type``, ``subject``; multiple choice alone unless ``--open``
+  mvbench                ``task_type`` (20 names with underscores)
+  tempcompass            ``format`` (multi-choice, yes_no, caption_matching, captioning), ``aspect`` (action, direction,
+                         speed, order, attribute_change), ``fine_aspect`` where published
+  video_mme, …_subtitles ``duration_class`` (short, medium, long), ``domain``, ``sub_category``, ``task_type``;
+                         ``subtitles`` (the lines as they stand in the prompt) in the second
+  video_holmes           ``question_type`` (SR, IMC, TCI, TA, MHR, PAR, CTI)
+  longvideobench         ``question_category``, ``duration_group`` (15, 60, 600, 3600), ``duration``, ``subtitles``
+  lvbench                ``question_type`` (list of names), ``time_reference``
+  videomathqa            ``category``, ``duration_class``, ``config`` (mcq, multi_binary), ``question_id``, ``subtitles``
+  charades_sta           ``query``, ``duration``
+  activitynet_tvg        ``query``, ``duration``
+  ====================== =============================================================================================
+
+``duration`` is always the clip's seconds; a class of durations is ``duration_class``. Keys without a value are left out;
+in a Parquet file they read as None.
+
+The supervised set has ``messages`` (user, assistant) in place of ``prompt`` and ``reward_model``, with ``videos`` and
+``images`` beside it, for verl's sft trainer (``data.messages_key=messages``).
+"""
