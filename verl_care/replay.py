@@ -380,7 +380,7 @@ class _Accumulator:
         self._mean("length_only_of_all_wrong", length_only_G[shared.all_wrong_G])
         self._mean("length_only_of_all_right", length_only_G[shared.all_right_G])
         self._mean("right_below_wrong_groups", below_G[~shared.all_wrong_G & ~shared.all_right_G])
-        state_metrics = getattr(self.rule, "state_metrics", lambda state: {})(self.state)
+        state_metrics: dict[str, float] = getattr(self.rule, "state_metrics", lambda state: {})(self.state)
         self.series.append(
             {
                 "step": float(batch.step),

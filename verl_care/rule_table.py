@@ -20,7 +20,7 @@ def describe_rule(name: str) -> dict[str, Any]:
     properties = cls.properties
     return {
         "rule": name,
-        "summary": inspect.getdoc(sys.modules[cls.__module__]).split(" Pure")[0],
+        "summary": (inspect.getdoc(sys.modules[cls.__module__]) or "").split(" Pure")[0],
         "formula": inspect.getdoc(cls),
         "ranks_wrong_by_length": properties.ranks_wrong_by_length,
         "signal_when_all_right": properties.signal_when_all_right,

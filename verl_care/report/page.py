@@ -389,12 +389,10 @@ def main(
         if metrics and len(metrics) != len(paths):
             raise ReplayError(f"--metrics: expected one file a run; got {len(metrics)} for {len(paths)} runs")
         names = _distinct_names([Path(path) for path in paths])
-        files = list(metrics) or [None] * len(paths)
+        files: Sequence[str | Path | None] = metrics or [None] * len(paths)
         runs = [read_run(p, name=n, metrics=m) for p, n, m in zip(paths, names, files, strict=True)]
-        if baseline is not None:
-            reference = read_run(baseline)
-        else:
-            reference = runs[0] if len(runs) > 1 else None
+        compared = runs[0] if len(runs) > 1 else None
+        reference = read_run(baseline) if baseline is not None else compared
         page = write_report(runs, out_dir if out_dir is not None else Path(paths[0]) / "report", baseline=reference)
     except (ReplayError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -46,10 +46,9 @@ def transfer_queue() -> Iterator[ModuleType]:
     import ray
     import transfer_queue as tq
 
-    started = not ray.is_initialized()
-    temp_dir = tempfile.mkdtemp(prefix="vc-") if started else None
+    temp_dir = None if ray.is_initialized() else tempfile.mkdtemp(prefix="vc-")
     try:
-        if started:
+        if temp_dir is not None:
             # address="local": a cluster that RAY_ADDRESS names is not for tests. num_cpus counts slots, not cores:
             # TransferQueue's actors ask for one each, and wait without end where there is none.
             ray.init(
@@ -64,7 +63,7 @@ def transfer_queue() -> Iterator[ModuleType]:
         tq.init({"backend": {"SimpleStorage": {"num_data_storage_units": 2}}})
         yield tq
     finally:
-        if started:
+        if temp_dir is not None:
             tq.close()
             ray.shutdown()
             shutil.rmtree(temp_dir, ignore_errors=True)

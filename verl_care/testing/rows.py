@@ -119,7 +119,8 @@ def make_group(
             if reward_extra_info is not None
             else _score_info(float(acc), formats[session])
         )
-        output_lengths = lengths[session] if isinstance(lengths[session], Sequence) else [lengths[session]]
+        length = lengths[session]
+        output_lengths = [length] if isinstance(length, int) else length
         texts = [_random_text(num - 1, f"{uid}/{session}/{i}") for i, num in enumerate(output_lengths)]
         if responses is not None:
             texts[-1] = responses[session]

@@ -129,7 +129,7 @@ class CareTrainerMixin(PPOTrainer):
                 batch, metrics, data["rm_scores"], add_bonus(data["rm_scores"], rows, shaped.bonus)
             )
         if self.rollout_log is not None:
-            self._write_log(rows, shaped, data)
+            self._write_log(self.rollout_log, rows, shaped, data)
         return result
 
     def _advantage_of(self, batch: Any, metrics: dict, rm_scores: torch.Tensor, rewards: torch.Tensor) -> Any:
@@ -159,14 +159,14 @@ class CareTrainerMixin(PPOTrainer):
             return None
         return torch.tensor([float(value) for value, count in sorted(counts.items()) for _ in range(count)])
 
-    def _write_log(self, rows: RolloutRows, shaped: Shaped, data: Any) -> None:
+    def _write_log(self, log: RolloutLog, rows: RolloutRows, shaped: Shaped, data: Any) -> None:
         texts: list[str | None] = [None] * len(rows)
         if "responses" in data.keys():
             responses = data["responses"].unbind()
             texts = self.tokenizer.batch_decode(
                 [responses[row].tolist() for row in rows.final_rows], skip_special_tokens=True
             )
-        self.rollout_log.write(
+        log.write(
             self.global_steps,
             self.local_trigger_step,
             _log_columns(rows, shaped, texts, shaped_by=self.shaper is not None),
