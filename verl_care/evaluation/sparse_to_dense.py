@@ -11,65 +11,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from verl_care.evaluation.interface import Completion, Generate, Generated, Question, Request, error_message
 from verl_care.evaluation.voting import answer_of, majority, vote_of
 from verl_care.rewards.parsing import CLOSE
 from verl_care.rewards.scorer import PROBLEM_TYPES, compute_score
 
 VOTES = ("last", "pooled")
 """Where no level agrees: ``last`` counts the answers of the last level, as published; ``pooled`` those of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One question about one clip."""
-
-    key: str
-    """Its name; every question has one of its own."""
-    prompt: Any
-    """Whatever the engine needs to ask it, the clip included; never looked at."""
-    problem_type: str = "multiple choice"
-    """One of the scorer's ``PROBLEM_TYPES``: decides which answers say the same."""
-    options: Sequence[str] = ()
-    """Options of a multiple-choice question."""
-    ground_truth: str | None = None
-    """Expected answer; None asks without scoring."""
-    available_frames: int | None = None
-    """Frames that the clip has at most; None for more than any level asks for."""
-    extra_info: Mapping[str, Any] = field(default_factory=dict)
-    """What else the scorer needs of the record (``duration``, ``span_unit``)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One answer to be sampled. Requests of one question follow each other and differ in their sampling alone."""
-
-    question: Question
-    num_frames: int
-    """Frames to sample from the clip."""
-    sample: int
-    """Number of the answer, from 0."""
-    sampling: Mapping[str, Any]
-    """Sampling parameters by the names that OpenAI-compatible servers and vLLM use."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sampled answer."""
-
-    text: str
-    num_tokens: int | None = None
-    """Tokens generated; None if the engine does not say."""
-
-
-Generated = Completion | str | BaseException | None
-"""What an engine may give for a request: a completion, its bare text, or for a failed one the exception or None."""
-
-Generate = Callable[[Sequence[Request]], Sequence[Generated]]
-"""An engine: takes all requests of a level at once, gives one entry for each, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +278,7 @@ class SparseToDense:
                 counts.append(completion.num_tokens)
             else:
                 answers.append(None)
-                errors.append("no completion" if completion is None else f"{type(completion).__name__}: {completion}")
+                errors.append(error_message(completion))
         votes = tuple(vote_of(answer, question.problem_type, question.options) for answer in answers)
         return Level(
             num_frames=num_frames,
