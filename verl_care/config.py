@@ -204,6 +204,68 @@ class ContrastConfig:
         return self.responses
 
 
+SIGNALS = ("visual", "temporal", "entropy")
+"""Video-KTR's signals of a token: it depends on the picture, on the order of the frames, or was uncertain."""
+
+TOKEN_SELECTIONS = ("video_ktr",)
+"""Ways to choose the tokens that train."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoKtrConfig:
+    """Video-KTR (arXiv 2601.19686; zywang0104/Video-KTR ``grpo_trainer.py``); defaults are the paper's."""
+
+    signals: list[str] = field(default_factory=lambda: list(SIGNALS))
+    """Which of visual, temporal and entropy choose tokens."""
+    visual_ratio: float = 0.2
+    """Share of tokens that the visual signal chooses."""
+    temporal_ratio: float = 0.2
+    """Share of tokens that the temporal signal chooses."""
+    entropy_ratio: float = 0.2
+    """Share of tokens that the entropy chooses."""
+    difference: str = "absolute"
+    """``absolute`` (paper), or ``signed`` (published code): only tokens that vision or order made more likely."""
+    scope: str = "response"
+    """Where shares are counted: ``response``, or ``group``: over all responses to a prompt (published code)."""
+    combine: str = "union"
+    """``union`` or ``intersection`` of what the signals choose."""
+    random: bool = False
+    """Control: as many tokens of each response as would be chosen, drawn at random."""
+    seed: int = 0
+    """Of frame orders and random draws."""
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.signals) > 0 and set(self.signals) <= set(SIGNALS) and len(set(self.signals)) == len(self.signals),
+            "signals",
+            list(self.signals),
+            f"one or more of {', '.join(SIGNALS)}, each once",
+        )
+        for name in ("visual_ratio", "temporal_ratio", "entropy_ratio"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "a number in [0, 1]")
+        _require(self.difference in ("absolute", "signed"), "difference", self.difference, "absolute or signed")
+        _require(self.scope in ("response", "group"), "scope", self.scope, "response or group")
+        _require(self.combine in ("union", "intersection"), "combine", self.combine, "union or intersection")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedTokensConfig:
+    """What a selection of tokens does to the loss, whichever way they are chosen."""
+
+    normalise_by: str = "all"
+    """The policy loss is a mean over ``all`` tokens (paper of Video-KTR), or over the ``selected`` ones (its code)."""
+    kl: str = "all"
+    """The KL loss, and an entropy bonus, are taken over ``all`` tokens, or over the ``selected`` ones (its code)."""
+    keep_eos: bool = False
+    """The token that ends a response always trains."""
+    keep_answer: bool = False
+    """The tokens of the answer block, tags included, always train."""
+
+    def __post_init__(self) -> None:
+        _require(self.normalise_by in ("all", "selected"), "normalise_by", self.normalise_by, "all or selected")
+        _require(self.kl in ("all", "selected"), "kl", self.kl, "all or selected")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutLogConfig:
     """The per-rollout log under ``<trainer.default_local_dir>/care_rollouts``."""
@@ -226,7 +288,10 @@ class Config:
     on_missing_state: str = "refuse"
     """On resume without ``care_state.json``: ``refuse``, or ``fresh`` to begin anew with a warning."""
     token_selection: str = "none"
-    """Which tokens train; ``none`` trains all of them."""
+    """Which tokens train: ``none`` trains all of them; ``video_ktr``; several names joined by ``+`` train what all of
+    them select."""
+    video_ktr: VideoKtrConfig = field(default_factory=VideoKtrConfig)
+    selected_tokens: SelectedTokensConfig = field(default_factory=SelectedTokensConfig)
     scoring: str = "strict"
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""
     poll_interval: float = 0.1
@@ -243,8 +308,22 @@ class Config:
             self.on_missing_state in ("refuse", "fresh"), "on_missing_state", self.on_missing_state, "refuse or fresh"
         )
         _require(self.scoring in ("strict", "lenient"), "scoring", self.scoring, "strict or lenient")
-        _require(self.token_selection == "none", "token_selection", self.token_selection, "none")
+        _require(
+            self.token_selection == "none"
+            or (
+                set(self.token_selections) <= set(TOKEN_SELECTIONS)
+                and len(set(self.token_selections)) == len(self.token_selections)
+            ),
+            "token_selection",
+            self.token_selection,
+            f"none, or one or more of {', '.join(TOKEN_SELECTIONS)} joined by +",
+        )
         _require(self.poll_interval > 0, "poll_interval", self.poll_interval, "a number > 0")
+
+    @property
+    def token_selections(self) -> tuple[str, ...]:
+        """Names of the selections that are on."""
+        return () if self.token_selection == "none" else tuple(self.token_selection.split("+"))
 
 
 def load_config(node: Mapping[str, Any] | None) -> Config:
