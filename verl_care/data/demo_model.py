@@ -60,12 +60,17 @@ def vocabulary() -> list[str]:
     return [UNKNOWN, *TAGS, *sorted(words)]
 
 
-def build_processor() -> Any:
-    """Qwen2.5-VL's processor over a word-level tokenizer whose length is the model's vocabulary."""
+def build_processor(words: Sequence[str] | None = None, max_pixels: int = demo_clips.FRAME_SIZE**2) -> Any:
+    """Qwen2.5-VL's processor over a word-level tokenizer whose length is the model's vocabulary.
+
+    Args:
+        words: what the tokenizer knows, unknown word and tags first; the demo's vocabulary by default.
+        max_pixels: largest frame or image.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    words = vocabulary()
+    words = vocabulary() if words is None else words
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -85,7 +90,7 @@ def build_processor() -> Any:
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
     )
-    pixels = {"min_pixels": 28 * 28, "max_pixels": demo_clips.FRAME_SIZE**2}
+    pixels = {"min_pixels": 28 * 28, "max_pixels": max_pixels}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=fast,
@@ -143,19 +148,24 @@ def build_model(tokenizer: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config).float()
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, nn.Linear | nn.Conv3d):
-                    nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-                elif isinstance(module, nn.Embedding):
-                    nn.init.normal_(module.weight, std=0.5)
-            # A flat start over the words: the first steps learn the format instead of unlearning noise.
-            nn.init.normal_(model.lm_head.weight, std=0.02)
+        init_by_fan_in(model)
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<|endoftext|>")
     return model
+
+
+@torch.no_grad()
+def init_by_fan_in(model: Any) -> None:
+    """Draws the weights of a model anew, from torch's global generator, scaled by their fan-in."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv3d):
+            nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
+    # A flat start over the words: the first steps learn the format instead of unlearning noise.
+    nn.init.normal_(model.lm_head.weight, std=0.02)
 
 
 @dataclass(frozen=True)
