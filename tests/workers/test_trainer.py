@@ -590,6 +590,34 @@ def test_separate_async_shapes_each_local_update(train_partition, tmp_path):
     assert replay(log) == pytest.approx(after_second, abs=1e-7)
 
 
+def test_the_competence_counts_groups_that_go_while_the_hybrid_engine_generates(train_partition, tmp_path):
+    from verl.trainer.ppo.v1.trainer_separate_async import HybridEngineMode
+
+    overrides = [*SEPARATE, "trainer.v1.separate_async.hybrid_rollout.enable_switch=True"]
+    overrides += ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=acc"]
+    trainer = make_trainer(tmp_path, *overrides, mode="care_separate_async")
+    mixed = {**PROMPTS["a"], "accuracy": [0, 0, 0, 1]}
+    halves = [{"a": mixed, "c": mixed}, {"d": mixed, "e": mixed}]
+    taken = {"f": {**mixed, "accuracy": [1] * N}, "g": {**mixed, "accuracy": [0] * N}}
+    for age, prompts in enumerate([taken, *halves]):
+        groups = [make_rows({uid: group}, global_steps=age + 1) for uid, group in prompts.items()]
+        put_groups(groups, train_partition, n=N)
+    trainer.global_steps = 3
+    trainer._add_batch_to_generate = lambda: None
+    trainer.switch_to_trainer = lambda: None
+    trainer.replay_buffer.refill_fn = None
+    trainer.current_mode = HybridEngineMode.ROLLOUT
+    trainer.on_step_begin()
+    metrics = {}
+    trainer.step(metrics, trainer.timing_raw)
+
+    _, after_first = expected_of(halves[0], evicted=torch.tensor([0.0, 1.0]))
+    _, after_second = expected_of(halves[1], competence=after_first)
+    assert metrics["training/filter_groups/evicted_samples"] == 2
+    assert competence_of(trainer) == pytest.approx([after_second], abs=1e-6)
+    assert replay(log_of(tmp_path)) == pytest.approx(after_second, abs=1e-6)
+
+
 def test_separate_async_resumes_after_a_step_of_several_updates(partition, tmp_path):
     def run(trainer, first, last):
         for trainer.global_steps in range(first, last + 1):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ class CareTrainerMixin(PPOTrainer):
         self.shaper: Rule | None = manager.build_shaper(self.care_config) if is_ours else None
         self.shaper_state: Any = self.shaper.initial_state() if self.shaper is not None else NoState()
         self.num_shuffled_responses = self._count_shuffled_responses()
+        self._filtered_in_advance: Mapping[float, int] = {}
         log = self.care_config.rollout_log
         self.rollout_log = (
             RolloutLog(self.config.trainer.default_local_dir, int(log.max_gib * 2**30)) if log.enabled else None
@@ -98,6 +101,12 @@ class CareTrainerMixin(PPOTrainer):
             # One value a row, which verl's asynchronous trainers save with the prompt; validation has other batches.
             tu.assign_non_tensor_stack(batch, SHUFFLED_RESPONSES_COLUMN, [self.num_shuffled_responses] * len(batch))
         return batch
+
+    def prepare_step(self) -> dict:
+        metrics = super().prepare_step()
+        # separate_async filters groups here too, while its hybrid engine generates; the next update counts them.
+        self._filtered_in_advance = metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY) or {}
+        return metrics
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         if self.shaper is None and self.rollout_log is None:
@@ -147,7 +156,8 @@ class CareTrainerMixin(PPOTrainer):
 
     def _evicted_pass_rates(self, metrics: dict) -> torch.Tensor | None:
         """Pass rates of the groups that group filtering removed before this update, one a group."""
-        counts = metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY)
+        counts = Counter(metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY) or {}) + Counter(self._filtered_in_advance)
+        self._filtered_in_advance = {}
         if not counts:
             return None
         metric = self.config.algorithm.filter_groups.metric
