@@ -348,6 +348,7 @@ def to_row(
     images: Sequence[str | Mapping[str, Any]] = (),
     system: str | None = None,
     extra_info: Mapping[str, Any] | None = None,
+    where: str | None = None,
 ) -> Row:
     """Builds a record and checks it.
 
@@ -362,6 +363,7 @@ def to_row(
         images: paths or image dicts, in the order of their placeholders.
         system: system turn, if any.
         extra_info: more keys for ``extra_info``.
+        where: name of file and record for messages; data source and index if not given.
 
     Raises:
         RecordError: a record that would not train.
@@ -383,7 +385,7 @@ def to_row(
         "reward_model": {"style": "rule", "ground_truth": read_ground_truth(ground_truth)},
         "extra_info": info,  # type: ignore[typeddict-item]
     }
-    check_record(row, f"{data_source}, record {index}")
+    check_record(row, where or f"{data_source}, record {index}")
     return row
 
 
@@ -508,7 +510,17 @@ def check_rows(
     return count
 
 
-def _decoded(batch: Any, file: str, offset: int) -> list[dict[str, Any]]:
+def decode_batch(batch: Any, file: str, offset: int) -> list[dict[str, Any]]:
+    """Rows of an Arrow batch or table as dicts.
+
+    Args:
+        batch: the batch.
+        file: name for messages.
+        offset: number of the batch's first record in the file.
+
+    Raises:
+        RecordError: text that is not UTF-8; names record and column.
+    """
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
@@ -532,7 +544,7 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
             names = set(file.schema_arrow.names)
             columns = [name for name in _COLUMNS if name in names]
             for batch in file.iter_batches(_CHECKED_AT_ONCE, columns=columns):
-                yield from _decoded(batch, path, offset)
+                yield from decode_batch(batch, path, offset)
                 offset += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot read the file as Parquet: {error}") from error
