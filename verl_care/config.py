@@ -280,6 +280,23 @@ class RolloutLogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """How the agent loop's workers treat the media of a prompt."""
+
+    once: bool = True
+    """Media are decoded, processed and stored once for all responses of a prompt; false: once each, as in verl."""
+    threads: int = 2
+    """Prompts that one agent loop worker decodes and processes at the same time: bounds its memory."""
+    positions: str = "seconds"
+    """``seconds``: real seconds between frames in actor and rollout engine alike; ``stock``: what verl and the engine
+    take, which differs with Qwen2.5-VL. The recipes hand it to the engine as ``VERL_CARE_POSITIONS``."""
+
+    def __post_init__(self) -> None:
+        _require(self.threads >= 1, "threads", self.threads, "an integer >= 1")
+        _require(self.positions in ("seconds", "stock"), "positions", self.positions, "seconds or stock")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The whole ``care:`` node."""
 
@@ -296,12 +313,16 @@ class Config:
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""
     poll_interval: float = 0.1
     """Seconds between two looks of the synchronous replay buffer at finished rollouts (verl: 2.0)."""
+    test_sets_at_steps: list[Any] = field(default_factory=lambda: ["last"])
+    """Steps at which validation also reads the test sets among ``data.val_files``: numbers, 0 for before training, or
+    ``last``. At all other steps it reads the rest, the development split."""
     shaping: CareConfig = field(default_factory=CareConfig)
     """Constants of CARE's effort."""
     rules: dict[str, Any] = field(default_factory=dict)
     """Constants of the other length rules, ``care.rules.<rule>.<constant>``."""
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     rollout_log: RolloutLogConfig = field(default_factory=RolloutLogConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
 
     def __post_init__(self) -> None:
         _require(
@@ -319,6 +340,9 @@ class Config:
             f"none, or one or more of {', '.join(TOKEN_SELECTIONS)} joined by +",
         )
         _require(self.poll_interval > 0, "poll_interval", self.poll_interval, "a number > 0")
+        for step in self.test_sets_at_steps:
+            is_number = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+            _require(is_number or step == "last", "test_sets_at_steps", step, "numbers of steps, or last")
 
     @property
     def token_selections(self) -> tuple[str, ...]:
