@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -34,6 +34,8 @@ from verl_care.shaping.groups import group_mean
 from verl_care.workers.batch import FIELDS, RolloutRows, add_bonus, as_list, read_rollouts
 from verl_care.workers.rollout_log import RolloutLog
 from verl_care.workers.state import StateError, load_state, save_state
+from verl_care.workers.token_selection import TokenSelectionMixin
+from verl_care.workers.validation import ValidationMixin
 
 try:
     import transfer_queue as tq
@@ -44,7 +46,7 @@ logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 
-class CareTrainerMixin(PPOTrainer):
+class CareTrainerMixin(ValidationMixin):
     """Adds whole-batch shaping, its state and its log to a V1 trainer.
 
     The configured reward manager decides: a verl_care manager brings a shaper, any other is left alone and its
@@ -72,6 +74,7 @@ class CareTrainerMixin(PPOTrainer):
         self.shaper: Rule | None = manager.build_shaper(self.care_config) if is_ours else None
         self.shaper_state: Any = self.shaper.initial_state() if self.shaper is not None else NoState()
         self.num_shuffled_responses = self._count_shuffled_responses()
+        self._init_token_selection()
         self._filtered_in_advance: Mapping[float, int] = {}
         log = self.care_config.rollout_log
         self.rollout_log = (
@@ -94,6 +97,10 @@ class CareTrainerMixin(PPOTrainer):
                 "set actor_rollout_ref.rollout.agent.default_agent_loop=care_agent, or care.contrast.enabled=false"
             )
         return count
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        self._install_counterfactual_worker()
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
@@ -281,21 +288,21 @@ def _log_columns(rows: RolloutRows, shaped: Shaped, texts: list[str | None], *, 
 
 
 @register_trainer("care_sync")
-class CarePPOTrainerSync(CareTrainerMixin, PPOTrainerSync):
+class CarePPOTrainerSync(CareTrainerMixin, PPOTrainerSync, TokenSelectionMixin):
     """verl's ``sync`` trainer with shaping."""
 
     verl_mode = "sync"
 
 
 @register_trainer("care_colocate_async")
-class CarePPOTrainerColocateAsync(CareTrainerMixin, PPOTrainerColocateAsync):
+class CarePPOTrainerColocateAsync(CareTrainerMixin, PPOTrainerColocateAsync, TokenSelectionMixin):
     """verl's ``colocate_async`` trainer with shaping."""
 
     verl_mode = "colocate_async"
 
 
 @register_trainer("care_separate_async")
-class CarePPOTrainerSeparateAsync(CareTrainerMixin, PPOTrainerSeparateAsync):
+class CarePPOTrainerSeparateAsync(CareTrainerMixin, PPOTrainerSeparateAsync, TokenSelectionMixin):
     """verl's ``separate_async`` trainer with shaping, once for each of its local updates."""
 
     verl_mode = "separate_async"
