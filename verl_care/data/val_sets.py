@@ -1,7 +1,7 @@
 """Validation files by name, which of their rows are a test set, and at which steps those are read. Pure.
 
-``data.val_files`` resolves to the values of ``data.care.val_sets``, a dict, so that every ``val_*`` recipe adds a key of
-its own. Rows whose ``extra_info.split`` is ``test`` are a test set: our trainers read them at the steps that
+``data.val_files`` resolves to the values of ``data.care.val_sets``, a dict, so that every ``val_*`` recipe adds a key
+of its own. Rows whose ``extra_info.split`` is ``test`` are a test set: our trainers read them at the steps that
 ``care.test_sets_at_steps`` names and at no other, for a checkpoint picked by them would flatter itself.
 """
 
@@ -97,9 +97,7 @@ def check_test_steps(
         if int(step) > last_step:
             raise ValueError(f"{name}: the run ends at step {last_step}")
         if int(step) != last_step and int(step) % test_freq:
-            raise ValueError(
-                f"{name}: is no multiple of trainer.test_freq={test_freq}, nor the last step ({last_step})"
-            )
+            raise ValueError(f"{name}: is neither a multiple of trainer.test_freq={test_freq} nor the last step")
 
 
 def record_reading(folder: str | Path, step: int) -> int:

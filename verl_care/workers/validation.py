@@ -71,12 +71,8 @@ class ValidationMixin(PPOTrainer):
             raise DataError(str(error)) from None
         held_back = set(test)
         others = [number for number in range(len(self.val_dataset)) if number not in held_back]
-        if (
-            not others
-            and trainer.get("val_before_train", True)
-            and 0 not in steps
-            and not trainer.get("val_only", False)
-        ):
+        reads_first = trainer.get("val_only", False) or 0 in steps
+        if not others and trainer.get("val_before_train", True) and not reads_first:
             raise DataError(
                 "data.val_files: holds test sets alone, and trainer.val_before_train=true has nothing to read; add a "
                 "development split to data.care.val_sets, or set trainer.val_before_train=false"
