@@ -105,6 +105,22 @@ class CareConfig:
     """False: the reference length is ``length_floor_tokens`` whatever the batch holds (ablation)."""
     fixed_stage: str | None = None
     """One of the four stages, whatever the competence (ablation: no competence routing); null: by competence."""
+    clock_step: int | None = None
+    """explore_hard before this optimisation step and concise from it on, whatever the competence (ablation: routing by
+    the clock); null: by competence."""
+    rise_margin: float = 0.0
+    """Hysteresis: how far above its threshold the competence must come before a stage begins."""
+    fall_margin: float = 0.0
+    """Hysteresis: how far below its threshold the competence must fall before a stage is left for the one before."""
+    blend_width: float = 0.0
+    """Within this distance of a threshold the efforts of the two stages are mixed, by shares that change evenly with
+    the competence; 0 switches at the threshold."""
+    advantage: str = "joint"
+    """``joint``: correctness and effort are added and normalised together, as published; ``decoupled``: the score is
+    normalised by its own deviation in the group, and the effort, less its group mean, is divided by ``effort_std``: a
+    group that is all right then does not turn the last digit of its efforts into full-size advantages."""
+    effort_std: float = 0.1
+    """Divisor of the effort with ``advantage: decoupled``; 0.5 is the deviation of a half-right group's accuracy."""
     statistics: str = "batch"
     """Where mean correct length and quantile are taken: ``batch`` or ``group`` (one prompt, as published)."""
     ema_per: str = "step"
@@ -113,7 +129,8 @@ class CareConfig:
     """Prompts that one λ stands for with ``ema_per: prompt`` (the published run saw 8 a step, one on each device)."""
     competence_scope: str = "global"
     """``global``: one competence for the run; ``replicas(n)``: n of them, each fed by its share of the prompts (the
-    published code keeps one a rank). On a command line ``replicas:8`` needs no quotes."""
+    published code keeps one a rank; on a command line ``replicas:8`` needs no quotes); ``data_source``: one for each
+    data source, with a length calibration of its own. Batches hold few prompts of each: see ``ema_per: prompt``."""
 
     def __post_init__(self) -> None:
         for name in ("ema_decay", "initial_competence", "anchor", "length_quantile"):
@@ -139,27 +156,76 @@ class CareConfig:
             self.fixed_stage,
             f"null or one of {STAGES}",
         )
+        _require(
+            self.clock_step is None or (self.clock_step >= 1 and self.fixed_stage is None),
+            "clock_step",
+            self.clock_step,
+            "null or an integer >= 1, without fixed_stage",
+        )
+        for name in ("rise_margin", "fall_margin", "blend_width"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "a number in [0, 1]")
+        _require(
+            self.blend_width == 0 or not self.has_hysteresis,
+            "blend_width",
+            self.blend_width,
+            "0 together with rise_margin or fall_margin",
+        )
+        _require(self.advantage in ("joint", "decoupled"), "advantage", self.advantage, "joint or decoupled")
+        _require(self.effort_std > 0, "effort_std", self.effort_std, "a number > 0")
         _require(self.statistics in ("batch", "group"), "statistics", self.statistics, "batch or group")
         _require(self.ema_per in ("step", "prompt"), "ema_per", self.ema_per, "step or prompt")
         _require(self.ema_prompts >= 1, "ema_prompts", self.ema_prompts, "an integer >= 1")
         _require(
-            self.num_competences >= 1, "competence_scope", self.competence_scope, "global, replicas(n) or replicas:n"
+            self.num_competences >= 1,
+            "competence_scope",
+            self.competence_scope,
+            "global, data_source, replicas(n) or replicas:n",
         )
 
     @property
     def num_competences(self) -> int:
-        """How many competences the run keeps: 1, or n of ``replicas(n)``; 0 for an unreadable scope."""
-        if self.competence_scope == "global":
+        """How many competences the run begins with: 1, or n of ``replicas(n)``; 0 for an unreadable scope."""
+        if self.competence_scope in ("global", "data_source"):
             return 1
         match = re.fullmatch(r"replicas(?:\((\d+)\)|:(\d+))", self.competence_scope)
         return int(match.group(1) or match.group(2)) if match else 0
 
-    def stage_of(self, competence: float) -> str:
-        """Stage at this competence; a threshold belongs to the stage that begins there."""
+    @property
+    def has_hysteresis(self) -> bool:
+        """Whether the stage depends on the one before."""
+        return self.rise_margin > 0 or self.fall_margin > 0
+
+    @property
+    def thresholds(self) -> tuple[float, float, float]:
+        """Competences at which the second, third and fourth stage begin."""
+        return (self.explore_threshold, self.refine_threshold, self.concise_threshold)
+
+    def stage_of(self, competence: float, previous: str | None = None) -> str:
+        """Stage at this competence; a threshold belongs to the stage that begins there.
+
+        Args:
+            competence: P_b after the update.
+            previous: stage of the update before, for the margins; None: they do not count.
+        """
         if self.fixed_stage is not None:
             return self.fixed_stage
-        thresholds = (self.explore_threshold, self.refine_threshold, self.concise_threshold)
-        return STAGES[sum(competence >= threshold for threshold in thresholds)]
+        if previous is None or not self.has_hysteresis:
+            return STAGES[sum(competence >= threshold for threshold in self.thresholds)]
+        index = STAGES.index(previous)
+        while index < len(self.thresholds) and competence >= self.thresholds[index] + self.rise_margin:
+            index += 1
+        while index > 0 and competence < self.thresholds[index - 1] - self.fall_margin:
+            index -= 1
+        return STAGES[index]
+
+    def stage_shares(self, competence: float, stage: str) -> dict[str, float]:
+        """Shares of the stages in the effort, adding up to 1: ``stage`` alone, or those that ``blend_width`` mixes."""
+        if self.blend_width == 0 or self.fixed_stage is not None:
+            return {stage: 1.0}
+        # Share of each threshold that is behind; falls from one to the next as the thresholds rise.
+        behind = [min(1.0, max(0.0, (competence - t) / (2 * self.blend_width) + 0.5)) for t in self.thresholds]
+        edges = [1.0, *behind, 0.0]
+        return {name: high - low for name, high, low in zip(STAGES, edges, edges[1:], strict=True) if high > low}
 
 
 @dataclass(frozen=True, kw_only=True)

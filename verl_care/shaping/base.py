@@ -36,6 +36,8 @@ class ShapingBatch:
     """Name of each response's record that stays the same over epochs and resumes, (N,)."""
     step: int = 0
     """verl's ``global_steps`` of the update."""
+    norm_by_std: bool = True
+    """verl's ``algorithm.norm_adv_by_std_in_grpo``, for rules that give advantages."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What single rules need: targets, references and flags, (N,) each; ``evicted_pass_rate``, (E,), pass rates of the
     groups that group filtering removed."""
@@ -69,6 +71,7 @@ class ShapingBatch:
             group=self.group[mask],
             prompt_key=[self.prompt_key[i] for i in keep] if self.prompt_key else (),
             step=self.step,
+            norm_by_std=self.norm_by_std,
             extra={name: cut(value) for name, value in self.extra.items()},
         )
 
@@ -83,6 +86,9 @@ class Shaped:
     """Scalars to log, with their whole names (``care/…``)."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Values a response for the rollout log: tensors or sequences of length N."""
+    advantage: Tensor | None = None
+    """Advantage of each response in place of the one that verl's group normalisation makes of score plus bonus, (N,),
+    float32; None leaves it to verl."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -52,10 +52,12 @@ def shape(
     config: CareConfig | None = None,
     *,
     evicted_pass_rate: Tensor | None = None,
+    previous_stage: str | None = None,
 ) -> CareOutput:
     """Effort of each response at the updated competence.
 
-    effort = coefficient * min(cap, sigmoid(k * z) * amplifier) * accuracy
+    effort = coefficient * min(cap, sigmoid(k * z) * amplifier) * accuracy; with ``blend_width`` the mean of the
+    stages' efforts, weighted by their shares.
 
     Args:
         accuracy_N: task accuracy in [0, 1], (N,).
@@ -64,6 +66,7 @@ def shape(
         competence: P_b before this update, in [0, 1].
         config: constants; the published ones by default.
         evicted_pass_rate: pass rates of groups that group filtering removed, (E,); they count in the competence only.
+        previous_stage: stage of the update before, for hysteresis; None before the first.
 
     Returns:
         Tensors of shape (N,), float32 (float64 for float64 input); an empty batch changes nothing.
@@ -78,30 +81,57 @@ def shape(
     index_N, num_groups = groups.index_groups(group_N)
     pass_rate_G = groups.mean(accuracy_N, index_N, num_groups)
     competence = _next_competence(competence, pass_rate_G, evicted_pass_rate, config)
-    stage_name = config.stage_of(competence)
+    stage_name = config.stage_of(competence, previous_stage)
     if accuracy_N.numel() == 0:
         empty = accuracy_N.new_zeros(0)
         return CareOutput(empty, competence, empty, empty, stage_name, empty, empty.bool(), empty)
-    stage: StageConfig = getattr(config, stage_name)
 
     pass_rate_N = pass_rate_G[index_N]
     z_N = compute_effort_ratio(accuracy_N, length_N, index_N, num_groups, config)
-    logistic_N = torch.sigmoid(compute_slope(pass_rate_N, competence, stage, config.anchor) * z_N)
-    amplifier_N = compute_amplifier(pass_rate_N, competence, stage)
-    if not config.amplifier:
-        amplifier_N = torch.ones_like(amplifier_N)
-    amplified_N = logistic_N * amplifier_N
-    weight_N = stage.coefficient * accuracy_N
+    zeros_N = torch.zeros_like(accuracy_N)
+    bonus_N, without_N, amplifier_N, capped_N = zeros_N, zeros_N, zeros_N, zeros_N.bool()
+    for name, share in config.stage_shares(competence, stage_name).items():
+        stage: StageConfig = getattr(config, name)
+        logistic_N = torch.sigmoid(compute_slope(pass_rate_N, competence, stage, config.anchor) * z_N)
+        factor_N = compute_amplifier(pass_rate_N, competence, stage)
+        if not config.amplifier:
+            factor_N = torch.ones_like(factor_N)
+        weight_N = share * stage.coefficient * accuracy_N
+        bonus_N = bonus_N + weight_N * (logistic_N * factor_N).clamp(max=config.effort_cap)
+        without_N = without_N + weight_N * logistic_N.clamp(max=config.effort_cap)
+        amplifier_N = amplifier_N + share * factor_N
+        capped_N = capped_N | (logistic_N * factor_N >= config.effort_cap)
     return CareOutput(
-        bonus=weight_N * amplified_N.clamp(max=config.effort_cap),
+        bonus=bonus_N,
         competence=competence,
         pass_rate=pass_rate_N,
         effort_ratio=z_N,
         stage=stage_name,
         amplifier=amplifier_N,
-        capped=amplified_N >= config.effort_cap,
-        bonus_without_amplifier=weight_N * logistic_N.clamp(max=config.effort_cap),
+        capped=capped_N,
+        bonus_without_amplifier=without_N,
     )
+
+
+def decoupled_advantage(
+    score_N: Tensor, effort_N: Tensor, group_N: Tensor, effort_std: float, *, norm_by_std: bool = True
+) -> Tensor:
+    """Advantage of a score and an effort that are normalised apart, (N,).
+
+    A = (score - mean) / (std + eps) + (effort - mean) / effort_std, means and std over the group; std is the score's
+    own. In a group whose scores are equal the first part is 0, and the second no larger than the efforts differ. Not
+    from the paper, whose sum of both is divided by its own deviation.
+
+    Args:
+        score_N: what correctness, format and temporal contrast give, (N,).
+        effort_N: CARE's bonus, (N,).
+        group_N: prompt group of each response, (N,), integers.
+        effort_std: divisor of the effort, > 0; 1 where advantages are not divided by deviations at all.
+        norm_by_std: verl's ``algorithm.norm_adv_by_std_in_grpo``; False divides neither part.
+    """
+    score_part_N = groups.group_advantage(score_N, group_N, norm_by_std=norm_by_std)
+    centred_N = effort_N - groups.group_mean(effort_N, group_N)
+    return score_part_N + (centred_N / effort_std if norm_by_std else centred_N)
 
 
 def compute_effort_ratio(
@@ -189,7 +219,13 @@ class CareRule(Rule):
 
     def state_from_dict(self, data: Mapping[str, Any]) -> CompetenceState:
         state = CompetenceState.from_dict(data)
-        if len(state.competence) != self.config.num_competences:
+        by_source = self.config.competence_scope == "data_source"
+        if by_source != bool(state.sources) and state.updates:
+            raise ValueError(
+                f"the saved state has {'one competence a data source' if state.sources else 'no data sources'}, "
+                f"competence_scope={self.config.competence_scope} needs it otherwise"
+            )
+        if not by_source and len(state.competence) != self.config.num_competences:
             raise ValueError(
                 f"the saved state has {len(state.competence)} competences, "
                 f"competence_scope={self.config.competence_scope} needs {self.config.num_competences}"
@@ -197,19 +233,33 @@ class CareRule(Rule):
         return state
 
     def shape(self, batch: ShapingBatch, state: CompetenceState) -> tuple[Shaped, CompetenceState]:
-        evicted = batch.extra.get("evicted_pass_rate")
-        competences = list(state.competence)
-        if len(competences) == 1:
-            outputs = [(None, self._call(batch, competences[0], evicted))]
+        if self.config.competence_scope == "data_source":
+            state, rows = self._split_by_source(batch, state)
+        elif len(state.competence) > 1:
+            replica_N = assign_replicas(batch, len(state.competence))
+            rows = [(replica_N == replica).nonzero().squeeze(1) for replica in range(len(state.competence))]
         else:
-            replica_N = assign_replicas(batch, len(competences))
-            rows = [(replica_N == replica).nonzero().squeeze(1) for replica in range(len(competences))]
-            outputs = [(rows_R, self._call(batch, competences[r], None, rows_R)) for r, rows_R in enumerate(rows)]
-        for replica, (_, out) in enumerate(outputs):
-            competences[replica] = out.competence
-        state = CompetenceState(tuple(competences), state.updates + 1)
+            rows = [None]
+        config, competences = self._config_at(batch.step), list(state.competence)
+        stages: list[str | None] = list(state.stages) or [None] * len(competences)
+        # Of a filtered group nothing but its pass rate is known, so it counts only where there is one competence.
+        evicted = batch.extra.get("evicted_pass_rate") if len(rows) == 1 else None
+        outputs = []
+        for part, rows_P in enumerate(rows):
+            if rows_P is not None and rows_P.numel() == 0 and self.config.competence_scope == "data_source":
+                continue
+            out = _shape_rows(batch, rows_P, competences[part], config, evicted, stages[part])
+            outputs.append((rows_P, out))
+            competences[part], stages[part] = out.competence, out.stage
+        state = CompetenceState(
+            competence=tuple(competences),
+            updates=state.updates + 1,
+            stages=tuple(stage or config.stage_of(c) for stage, c in zip(stages, competences, strict=True))
+            if config.has_hysteresis
+            else (),
+            sources=state.sources,
+        )
         merged = {name: _merge(outputs, name, len(batch)) for name in ("bonus", "pass_rate", "effort_ratio", "capped")}
-        without_amplifier = _merge(outputs, "bonus_without_amplifier", len(batch))
         stage_index = sum(STAGES.index(out.stage) for _, out in outputs) / len(outputs)
         metrics = {
             "care/stage": stage_index,
@@ -219,23 +269,58 @@ class CareRule(Rule):
         columns = {
             "effort_ratio": merged["effort_ratio"],
             "stage": _stages(outputs, len(batch)),
-            "bonus_without_amplifier": without_amplifier,
+            "bonus_without_amplifier": _merge(outputs, "bonus_without_amplifier", len(batch)),
         }
-        return Shaped(bonus=merged["bonus"], metrics=metrics, columns=columns), state
+        advantage = None
+        if config.advantage == "decoupled":
+            advantage = decoupled_advantage(
+                batch.score, merged["bonus"], batch.group, config.effort_std, norm_by_std=batch.norm_by_std
+            )
+        return Shaped(bonus=merged["bonus"], metrics=metrics, columns=columns, advantage=advantage), state
+
+    def _config_at(self, step: int) -> CareConfig:
+        if self.config.clock_step is None:
+            return self.config
+        stage = "explore_hard" if step < self.config.clock_step else "concise"
+        return replace(self.config, clock_step=None, fixed_stage=stage)
+
+    def _split_by_source(self, batch: ShapingBatch, state: CompetenceState) -> tuple[CompetenceState, list[Tensor]]:
+        """The state with a competence for every source of the batch, and the rows of each source of the state."""
+        if not batch.prompt_key:
+            raise ValueError("competence_scope=data_source: the batch has no prompt keys, which begin with the source")
+        source_of_row = [key.rsplit("/", 1)[0] for key in batch.prompt_key]
+        known = list(state.sources)
+        new = [source for source in sorted(set(source_of_row)) if source not in known]
+        start = self.config.initial_competence
+        competence = (*state.competence[: len(known)], *[start] * len(new))
+        stages = (*state.stages, *[self.config.stage_of(start)] * len(new)) if state.stages else ()
+        state = replace(state, competence=competence, stages=stages, sources=(*known, *new))
+        place = {source: i for i, source in enumerate(state.sources)}
+        part_N = torch.tensor([place[source] for source in source_of_row])
+        return state, [(part_N == part).nonzero().squeeze(1) for part in range(len(place))]
 
     def state_metrics(self, state: CompetenceState) -> dict[str, float]:
         metrics = {"care/competence": state.mean}
         if len(state.competence) > 1:
             metrics["care/competence_spread"] = float(torch.tensor(state.competence).std())
+        for source, competence in zip(state.sources, state.competence, strict=False):
+            metrics[f"care/competence/{source}"] = competence
         return metrics
 
-    def _call(
-        self, batch: ShapingBatch, competence: float, evicted: Tensor | None, rows: Tensor | None = None
-    ) -> CareOutput:
-        accuracy, length, group = batch.accuracy, batch.length, batch.group
-        if rows is not None:
-            accuracy, length, group = accuracy[rows], length[rows], group[rows]
-        return shape(accuracy, length, group, competence, self.config, evicted_pass_rate=evicted)
+
+def _shape_rows(
+    batch: ShapingBatch,
+    rows: Tensor | None,
+    competence: float,
+    config: CareConfig,
+    evicted: Tensor | None,
+    previous_stage: str | None,
+) -> CareOutput:
+    """``shape`` on some rows of a batch; None: on all of them."""
+    accuracy, length, group = batch.accuracy, batch.length, batch.group
+    if rows is not None:
+        accuracy, length, group = accuracy[rows], length[rows], group[rows]
+    return shape(accuracy, length, group, competence, config, evicted_pass_rate=evicted, previous_stage=previous_stage)
 
 
 def assign_replicas(batch: ShapingBatch, num_replicas: int) -> Tensor:
@@ -256,7 +341,7 @@ def assign_replicas(batch: ShapingBatch, num_replicas: int) -> Tensor:
 
 
 def _merge(outputs: list[tuple[Tensor | None, CareOutput]], name: str, num_rows: int) -> Tensor:
-    if len(outputs) == 1:
+    if outputs[0][0] is None:
         return getattr(outputs[0][1], name)
     merged = getattr(outputs[0][1], name).new_empty(num_rows)
     for rows, out in outputs:

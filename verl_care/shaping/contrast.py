@@ -108,4 +108,4 @@ class ContrastedRule:
             "care/temporal/bonus": float(temporal_N[has_N].mean()),
         }
         columns = {**shaped.columns, "temporal_bonus": temporal_N}
-        return Shaped(bonus=shaped.bonus + temporal_N, metrics=metrics, columns=columns), state
+        return replace(shaped, bonus=shaped.bonus + temporal_N, metrics=metrics, columns=columns), state
