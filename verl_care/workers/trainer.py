@@ -34,7 +34,7 @@ from verl_care.shaping.groups import group_mean
 from verl_care.workers.batch import FIELDS, RolloutRows, add_bonus, as_list, read_rollouts
 from verl_care.workers.rollout_log import RolloutLog
 from verl_care.workers.state import StateError, load_state, save_state
-from verl_care.workers.token_selection import TokenSelectionMixin
+from verl_care.workers.token_selection import TokenSelectionMixin, check_loss_mode, install_workers
 from verl_care.workers.validation import ValidationMixin
 
 try:
@@ -74,7 +74,7 @@ class CareTrainerMixin(ValidationMixin):
         self.shaper: Rule | None = manager.build_shaper(self.care_config) if is_ours else None
         self.shaper_state: Any = self.shaper.initial_state() if self.shaper is not None else NoState()
         self.num_shuffled_responses = self._count_shuffled_responses()
-        self._init_token_selection()
+        check_loss_mode(self.care_config, self.config.actor_rollout_ref.actor.loss_agg_mode)
         self._filtered_in_advance: Mapping[float, int] = {}
         log = self.care_config.rollout_log
         self.rollout_log = (
@@ -100,7 +100,7 @@ class CareTrainerMixin(ValidationMixin):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        self._install_counterfactual_worker()
+        install_workers(self.care_config, self.role_worker_mapping)
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)

@@ -1,0 +1,311 @@
+"""Adapter: chooses the tokens that train, inside verl's V1 trainers.
+
+Scores come from the weights that gave ``old_log_probs``, once for each batch; masks stay fixed over its mini-batches.
+verl's GRPO collapses token advantages to one number a response, so masks are applied to what it gives, right before
+the actor's update, and taken back after it: metrics, dumps and logs see unmasked advantages and whole responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils.debug import marked_timer
+from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.utils.padding import response_from_nested
+
+from verl_care.config import Config
+from verl_care.shaping import token_selection as ts
+from verl_care.workers import counterfactual
+from verl_care.workers.batch import as_list
+
+try:
+    import transfer_queue as tq
+    from transfer_queue import KVBatchMeta
+except ImportError:
+    from verl.utils.transferqueue_utils import KVBatchMeta, tq
+
+
+@dataclass
+class TokenScores:
+    """What the tokens of a batch are chosen by; rows as in verl's batch."""
+
+    valid: Tensor
+    """Places that hold tokens of the policy, (rows, T), bool."""
+    signal: dict[str, Tensor] = field(default_factory=dict)
+    """Signal -> scores, (rows, T), float32."""
+    has: dict[str, Tensor] = field(default_factory=dict)
+    """Signal -> whether a row has it, (rows,), bool."""
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """The tokens of a batch that train."""
+
+    keys: list[str]
+    selected: Tensor
+    """(rows, T), bool."""
+    by_signal: Mapping[str, Tensor]
+    """Signal -> what it chose by itself, (rows, T), bool."""
+
+
+def check_loss_mode(config: Config, loss_agg_mode: str) -> None:
+    """Refuses at start a normaliser that the loss cannot have.
+
+    Raises:
+        ValueError: see ``advantage_factor``.
+    """
+    if config.token_selections:
+        nothing = torch.zeros(1, 1, dtype=torch.bool)
+        ts.advantage_factor(nothing, nothing, loss_agg_mode, config.selected_tokens)
+
+
+def install_workers(config: Config, role_worker_mapping: dict[Any, Any]) -> None:
+    """Puts the actor worker that knows counterfactual passes in the place of verl's, where a selection needs it.
+
+    Args:
+        config: the ``care:`` node.
+        role_worker_mapping: verl's, role -> Ray actor class; changed in place.
+    """
+    if "video_ktr" not in config.token_selections or set(config.video_ktr.signals) == {"entropy"}:
+        return
+    for role, remote in role_worker_mapping.items():
+        worker = remote.__ray_metadata__.modified_class
+        if issubclass(worker, DetachActorWorker):
+            role_worker_mapping[role] = ray.remote(counterfactual.CounterfactualDetachActorWorker)
+        elif issubclass(worker, ActorRolloutRefWorker):
+            role_worker_mapping[role] = ray.remote(counterfactual.CounterfactualActorWorker)
+
+
+class TokenSelectionMixin(PPOTrainer):
+    """Scores, selects and applies, where ``care.token_selection`` asks for it.
+
+    Stands behind verl's trainers in the method resolution order: ``separate_async`` loads the weights of
+    ``old_log_probs`` around this class's ``_compute_old_log_prob``.
+    """
+
+    care_config: Config
+    _token_scores: TokenScores | None = None
+    selected_rows: SelectedRows | None = None
+
+    @property
+    def selects_tokens(self) -> bool:
+        """Whether any selection is on."""
+        return bool(self.care_config.token_selections)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_old_log_prob(batch, metrics)
+        if self.selects_tokens:
+            with marked_timer("care_token_scores", self.timing_raw):
+                self._token_scores = self._score_tokens(batch)
+        return batch
+
+    def _score_tokens(self, batch: KVBatchMeta) -> TokenScores:
+        correction = self.config.algorithm.get("rollout_correction", None)
+        bypass = bool(correction and correction.get("bypass_mode", False))
+        if bypass:
+            # old_log_probs are the rollout engine's then, and there is no entropy: differences need the actor's own.
+            self._forward(batch, "compute_log_prob", {"calculate_entropy": True})
+            log_prob_field = "log_probs"
+        else:
+            log_prob_field = "old_log_probs"
+        data = _get(batch, [log_prob_field, "entropy", "response_mask", "input_ids", "prompts"])
+        response_mask = data["response_mask"]
+        valid = _pad(response_mask).bool()
+        scores = TokenScores(valid)
+        log_prob, entropy = data[log_prob_field], data["entropy"]
+        if bypass:
+            log_prob, entropy = (response_from_nested(value, response_mask) for value in (log_prob, entropy))
+        if "video_ktr" in self.care_config.token_selections:
+            self._score_video_ktr(batch, data, _pad(log_prob).float(), scores)
+        scores.signal["entropy"] = _pad(entropy).float()
+        scores.has["entropy"] = torch.ones(len(valid), dtype=torch.bool)
+        return scores
+
+    def _score_video_ktr(self, batch: KVBatchMeta, data: Any, log_prob: Tensor, scores: TokenScores) -> None:
+        config = self.care_config.video_ktr
+        requests = self._counterfactual_requests()
+        for signal in config.signals:
+            if signal not in requests:
+                continue
+            vision = torch.tensor(requests[signal].pop("tokens"))
+            has = torch.tensor([bool(torch.isin(prompt, vision).any()) for prompt in data["prompts"].unbind()])
+            scores.has[signal] = has
+            scores.signal[signal] = torch.zeros_like(log_prob)
+            if not has.any():
+                continue
+            rows = self._rows_of_pass(batch, has)
+            part = batch.select_keys([batch.keys[row] for row in rows])
+            part.fields = counterfactual.INPUT_FIELDS
+            extra_info = {"calculate_entropy": False, counterfactual.REQUEST: requests[signal]}
+            self._forward(part, "compute_counterfactual_log_prob", extra_info)
+            name = counterfactual.output_field(signal)
+            without = log_prob.clone()
+            padded = _pad(_get(part, [name])[name]).float()
+            without[rows, : padded.shape[1]] = padded
+            difference = ts.dependence(log_prob, without, config.difference)
+            # Fill-up rows ran too; they have nothing to depend on.
+            scores.signal[signal] = torch.where(has[:, None] & scores.valid, difference, 0.0)
+
+    def _counterfactual_requests(self) -> dict[str, dict[str, Any]]:
+        """What the workers are asked for each signal, and the tokens by which a row is known to have it."""
+        config = self.care_config.video_ktr
+        if not set(config.signals) & {"visual", "temporal"}:
+            return {}
+        if self.processor is None:
+            raise ValueError(
+                "care.video_ktr.signals: visual and temporal need a model with a processor; for a text model set "
+                "care.video_ktr.signals=[entropy]"
+            )
+        image, video = (getattr(self.processor, f"{medium}_token_id", None) for medium in ("image", "video"))
+        placeholders = [token for token in (image, video) if token is not None]
+        requests: dict[str, dict[str, Any]] = {
+            "visual": {"kind": "visual", "placeholder_ids": placeholders, "tokens": placeholders},
+        }
+        patches = getattr(self.processor, "video_processor", None)
+        if "temporal" in config.signals and (video is None or patches is None):
+            raise ValueError(
+                f"care.video_ktr.signals: {type(self.processor).__name__} has no videos, so no temporal signal; leave "
+                "temporal out"
+            )
+        if "temporal" in config.signals:
+            requests["temporal"] = {
+                "kind": "temporal",
+                "temporal_patch_size": patches.temporal_patch_size,
+                "patch_size": patches.patch_size,
+                "seed": config.seed,
+                "step": self.global_steps,
+                "tokens": [video],
+            }
+        return requests
+
+    def _rows_of_pass(self, batch: KVBatchMeta, needed: Tensor) -> list[int]:
+        """Rows that need a pass, with others that make their number divide, dealt to the ranks by length."""
+        dp_size = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+        rollout = self.config.actor_rollout_ref.rollout
+        multiple = dp_size
+        if not rollout.log_prob_use_dynamic_bsz:
+            multiple *= rollout.log_prob_micro_batch_size_per_gpu
+        rows = needed.nonzero().squeeze(1).tolist()
+        rest = sorted((~needed).nonzero().squeeze(1).tolist(), key=lambda row: batch.tags[row]["seq_len"])
+        rows += rest[: -len(rows) % multiple]
+        rows.sort(key=lambda row: -batch.tags[row]["seq_len"])
+        return [row for rank in range(dp_size) for row in rows[rank::dp_size]]
+
+    def _forward(self, batch: KVBatchMeta, method: str, extra_info: dict[str, Any]) -> None:
+        """One pass of the actor's workers over the batch, without loss."""
+        batch = batch.select_keys(batch.keys)
+        temperature = self.config.actor_rollout_ref.rollout.temperature
+        batch.extra_info = {"compute_loss": False, "temperature": temperature, **extra_info}
+        output = getattr(self.actor_rollout_wg, method)(batch)
+        assert len(output) == len(batch)
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch = super()._compute_advantage(batch, metrics)
+        if self.selects_tokens:
+            self.selected_rows = self._select_tokens(batch, metrics)
+        return batch
+
+    def _select_tokens(self, batch: KVBatchMeta, metrics: dict) -> SelectedRows:
+        scores = self._token_scores
+        assert scores is not None
+        groups: dict[str, int] = {}
+        names = [key.rsplit("_", 2) for key in batch.keys]
+        group = torch.tensor([groups.setdefault(uid, len(groups)) for uid, *_ in names])
+        selected, by_signal = scores.valid.clone(), {}
+        if "video_ktr" in self.care_config.token_selections:
+            chosen = ts.select_tokens(
+                scores.signal, scores.has, scores.valid, group, self.care_config.video_ktr, self._identities(batch)
+            )
+            selected &= chosen.selected
+            by_signal.update(chosen.by_signal)
+        selected |= self._kept_tokens(batch, scores.valid)
+        metrics.update(_selection_metrics(selected, by_signal, scores))
+        return SelectedRows(list(batch.keys), selected, by_signal)
+
+    def _identities(self, batch: KVBatchMeta) -> list[str]:
+        """Names of the rows that stay the same from run to run, for random draws."""
+        config = self.care_config.video_ktr
+        if not config.random:
+            return [""] * len(batch)
+        data = _get(batch, ["data_source", "index"])
+        records = zip(batch.keys, as_list(data["data_source"]), as_list(data["index"]), strict=True)
+        return [
+            f"{config.seed}/{source}/{index}/{self.global_steps}/{key.partition('_')[2]}"
+            for key, source, index in records
+        ]
+
+    def _kept_tokens(self, batch: KVBatchMeta, valid: Tensor) -> Tensor:
+        """Tokens that train whatever is selected."""
+        config = self.care_config.selected_tokens
+        kept = torch.zeros_like(valid)
+        if not (config.keep_eos or config.keep_answer):
+            return kept
+        responses = _get(batch, ["responses"])["responses"]
+        if config.keep_eos:
+            kept |= ts.eos_tokens(valid, _pad(responses) == self.tokenizer.eos_token_id)
+        if config.keep_answer:
+            for row, ids in enumerate(responses.unbind()):
+                inside = ts.answer_tokens(self.token_texts(ids))
+                kept[row, : len(inside)] |= torch.tensor(inside)
+        return kept & valid
+
+    def token_texts(self, ids: Tensor) -> list[str]:
+        """Text of each token by itself."""
+        return [self.tokenizer.decode([token], skip_special_tokens=False) for token in ids.tolist()]
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        rows = self.selected_rows
+        if not self.selects_tokens or rows is None:
+            return super()._update_actor(batch, metrics)
+        assert rows.keys == list(batch.keys)
+        data = _get(batch, ["advantages", "response_mask", "loss_mask"])
+        lengths = data["response_mask"].offsets().diff().tolist()
+        valid = _pad(data["response_mask"]).bool()
+        config = self.care_config.selected_tokens
+        mode = self.config.actor_rollout_ref.actor.loss_agg_mode
+        factor = ts.advantage_factor(rows.selected, valid, mode, config)
+        changed = {"advantages": _unpad(_pad(data["advantages"]) * factor, lengths)}
+        if config.kl == "selected":
+            for name in ("response_mask", "loss_mask"):
+                changed[name] = _unpad(_pad(data[name]) * rows.selected, lengths)
+        self._put(batch, changed)
+        result = super()._update_actor(batch, metrics)
+        self._put(batch, {name: data[name] for name in changed})
+        return result
+
+    def _put(self, batch: KVBatchMeta, fields: Mapping[str, Tensor]) -> None:
+        tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(dict(fields), batch_size=len(batch))
+        )
+
+
+def _selection_metrics(selected: Tensor, by_signal: Mapping[str, Tensor], scores: TokenScores) -> dict[str, float]:
+    """Shares of the tokens that could train; a signal's over the responses that have it."""
+    metrics = {"care/tokens/selected_share": float(selected.sum() / scores.valid.sum())}
+    for signal, chosen in by_signal.items():
+        inside = scores.valid & scores.has[signal][:, None]
+        if inside.any():
+            metrics[f"care/tokens/{signal}_share"] = float(chosen[inside].float().mean())
+            metrics[f"care/tokens/{signal}_score"] = float(scores.signal[signal][inside].mean())
+    return metrics
+
+
+def _get(batch: KVBatchMeta, fields: list[str]) -> Any:
+    return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+
+
+def _pad(nested: Tensor) -> Tensor:
+    return nested.to_padded_tensor(padding=0)
+
+
+def _unpad(padded: Tensor, lengths: list[int]) -> Tensor:
+    rows = [row[:length] for row, length in zip(padded, lengths, strict=True)]
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
