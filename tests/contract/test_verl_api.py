@@ -384,6 +384,20 @@ def test_naive_reward_manager_can_be_extended():
     )
 
 
+def test_reward_workers_are_made_in_the_trainers_setup_without_restarts(base):
+    from verl.experimental.reward_loop.reward_loop import RewardLoopManager
+
+    constructor = inspect.getsource(RewardLoopManager.__init__)
+    relied_on(
+        "RewardLoopManager(" in inspect.getsource(base.PPOTrainer._setup)
+        and "self.reward_loop_workers_class = ray.remote(RewardLoopWorker)" in constructor
+        and "self.reward_loop_workers_class.options(" in inspect.getsource(RewardLoopManager._init_reward_loop_workers)
+        and "max_restarts" not in inspect.getsource(RewardLoopManager),
+        "the trainer makes RewardLoopManager by its name; its workers take no restarts",
+        "verl_care/workers/reward_workers.py, which may go once verl restarts them",
+    )
+
+
 def test_reward_managers_are_registered_and_resolved_by_config():
     from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
     from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER, register

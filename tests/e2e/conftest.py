@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -45,6 +46,8 @@ class Run:
     log: str
     steps: dict[int, dict[str, float]]
     """Step -> metrics of verl's console line."""
+    returncode: int | None
+    """Exit status; None of a run that was killed."""
 
     def rollouts(self, step: int) -> list[dict]:
         """Rows of the rollout log of one step, in an order that does not depend on the run."""
@@ -116,23 +119,31 @@ def _teach_format(model: torch.nn.Module, tokenizer: Any, prompts: list[demo_mod
         answers = [demo_model.noisy_answer(prompt, 0.6, rng) for prompt in part]
         texts = [demo_model.draw_response(answer, rng, 6.0) for answer in answers]
         responses = [demo_model.response_ids(tokenizer, text) for text in texts]
-        log_probs, mask = demo_model.token_logprobs(model, demo_model.collate(model, part, responses))
+        batch = demo_model.collate(model, part, responses)
+        mask, targets = batch.pop("response_mask")[:, 1:], batch["input_ids"][:, 1:, None]
+        logits = model(**batch, use_cache=False).logits[:, :-1]
+        log_z = logits.logsumexp(-1)
+        # verl takes logit - log Z in float32, which rounds to a unit in the last place of log Z: keep that near 0, so
+        # that what two engines disagree on is not the rounding.
+        losses = log_z - logits.gather(-1, targets)[..., 0] + 0.1 * log_z**2
         optimizer.zero_grad()
-        (-(log_probs * mask).sum() / mask.sum()).backward()
+        ((losses * mask).sum() / mask.sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
     torch.set_num_threads(threads)
 
 
+Watch = Callable[[int, int], bool]
+"""Called over and over with the driver's process id and the last step that verl has printed (0 before the first); True
+kills the run (SIGKILL, all of it)."""
+
+
 @pytest.fixture(scope="session")
 def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
-    """A function that runs `main_ppo` to its end in a folder, with further overrides.
+    """A function that runs `main_ppo` in a folder, with further overrides, until it ends or `watch` has it killed."""
 
-    With `kill_when`, the run is killed (SIGKILL, all processes) as soon as that holds, and must not end before.
-    """
-
-    def run(folder: Path, *overrides: str, kill_when: Callable[[], bool] | None = None) -> Run:
+    def run(folder: Path, *overrides: str, watch: Watch | None = None, must_succeed: bool = True) -> Run:
         log = folder / f"run{len(list(folder.glob('run*.log')))}.log"
         command = [*_OVERRIDES, f"trainer.default_local_dir={folder}", *overrides]
         environ = {"VERL_CARE_DEMO_DIR": str(assets.folder), "HYDRA_FULL_ERROR": "1"}
@@ -142,13 +153,29 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
             while process.poll() is None and not killed:
                 if time.monotonic() > deadline:
                     pytest.fail(f"no end after {RUN_SECONDS} s\n{log.read_text()[-4000:]}")
-                killed = kill_when is not None and kill_when()
+                last_step = max(parse_steps(log.read_text(errors="replace")), default=0)
+                killed = watch is not None and watch(process.pid, last_step)
                 time.sleep(0.1)
         text = log.read_text(errors="replace")
-        assert killed if kill_when else process.returncode == 0, text[-4000:]
-        return Run(folder=folder, log=text, steps=parse_steps(text))
+        if must_succeed and not killed:
+            assert process.returncode == 0, text[-4000:]
+        returncode = None if killed else process.returncode
+        return Run(folder=folder, log=text, steps=parse_steps(text), returncode=returncode)
 
     yield run
+
+
+@pytest.fixture(scope="session")
+def kill_worker() -> Callable[[int, str], None]:
+    """A function that kills (SIGKILL) the one Ray worker of a run whose title holds a name."""
+
+    def kill(driver: int, name: str) -> None:
+        processes = psutil.Process(driver).children(recursive=True)
+        workers = [process for process in processes if name in " ".join(process.cmdline())]
+        assert len(workers) == 1, workers
+        workers[0].kill()
+
+    return kill
 
 
 _OVERRIDES = [

@@ -25,13 +25,24 @@ def whole(main_ppo, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def resumed(main_ppo, tmp_path_factory):
-    """The same, but killed without warning after the checkpoint of step 2 and started again."""
+def resumed(main_ppo, kill_worker, tmp_path_factory):
+    """The same, but killed after the checkpoint of step 2 and started again; then without its reward worker after 3."""
     folder: Path = tmp_path_factory.mktemp("resumed")
     marker = folder / "latest_checkpointed_iteration.txt"
     overrides = ("trainer.total_training_steps=4", "trainer.save_freq=2")
-    main_ppo(folder, *overrides, kill_when=lambda: marker.exists() and marker.read_text().strip() == "2")
-    return main_ppo(folder, *overrides)
+    first = main_ppo(folder, *overrides, watch=lambda *_: marker.exists() and marker.read_text().strip() == "2")
+    assert first.returncode is None
+    killed = []
+
+    def kill_reward_worker(driver: int, last_step: int) -> bool:
+        if not killed and last_step == 3:
+            kill_worker(driver, "RewardLoopWorker")
+            killed.append(driver)
+        return False
+
+    run = main_ppo(folder, *overrides, watch=kill_reward_worker)
+    assert killed
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +182,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, resumed):
     for step in (3, 4):
         for name in ("care/competence", "critic/rewards/mean", "critic/score/mean", "response_length/mean"):
             assert resumed.steps[step][name] == pytest.approx(whole.steps[step][name], abs=1e-6)
+
+
+def test_a_dead_reward_worker_is_replaced(resumed):
+    assert "a reward worker died and was started anew" in resumed.log
+    assert resumed.steps[4]["care/reward_errors"] == 0
+    assert len(resumed.rollouts(4)) == 16 * 4
 
 
 def test_naive_leaves_rewards_as_they_are(naive):

@@ -32,6 +32,7 @@ from verl_care.shaping.base import NoState, Rule, Shaped, ShapingBatch
 from verl_care.shaping.diagnostics import compute_batch_metrics, compute_shaping_metrics
 from verl_care.shaping.groups import group_mean
 from verl_care.workers.batch import FIELDS, RolloutRows, add_bonus, as_list, read_rollouts
+from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
 from verl_care.workers.state import StateError, load_state, save_state
 from verl_care.workers.token_selection import TokenSelectionMixin, check_loss_mode, install_workers
@@ -83,6 +84,10 @@ class CareTrainerMixin(ValidationMixin):
         # separate_async compares the interval with its default; the others only wait for it.
         if self.verl_mode != "separate_async":
             self.replay_buffer.poll_interval = self.care_config.poll_interval
+
+    def _setup(self) -> None:
+        with restarting_reward_workers():
+            super()._setup()
 
     def _count_shuffled_responses(self) -> int:
         """Responses on shuffled frames that the agent loop is to give for each training prompt with a video."""
