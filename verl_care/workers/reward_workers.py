@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker
-from verl.trainer.ppo.v1 import trainer_base
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
@@ -48,6 +47,9 @@ def restarting_reward_workers() -> Iterator[None]:
 
     The trainer names verl's class in the middle of ``_setup`` and takes neither another one nor options for its actors.
     """
+    # Here and not above: the workers import this module, and have no use for a trainer.
+    from verl.trainer.ppo.v1 import trainer_base
+
     stock = trainer_base.RewardLoopManager
     trainer_base.RewardLoopManager = RestartingRewardLoopManager
     try:
