@@ -19,16 +19,20 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-RECIPES = names("recipe")
+RECIPES = [name for name in names("recipe") if not name.startswith(("val_", "sft_"))]
 HARDWARE = names("care_hardware")
 MODELS = names("care_model")
 ABLATIONS = names("care")
 
+# Those that stand for themselves; the others change a few words of one of them.
+FAMILIES = ["care_demo", "care_video", "temporal_rlt", "video_rts"]
+
 # The demo brings a model and a data set of its own: another model group entry is not meant for it.
 MATRIX = [
-    *itertools.product(RECIPES, HARDWARE, [None], ["base"]),
+    *itertools.product(FAMILIES, HARDWARE, [None], ["base"]),
+    *itertools.product(sorted({*RECIPES} - {*FAMILIES}), [None], [None], ["base"]),
     *itertools.product(["care_video"], ["gpu8"], MODELS, ["base"]),
-    *itertools.product(RECIPES, [None], [None], ABLATIONS),
+    *itertools.product(["care_demo", "care_video", "care_temporal_rlt"], [None], [None], ABLATIONS),
 ]
 
 

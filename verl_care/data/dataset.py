@@ -1,22 +1,29 @@
 """verl's data set with records checked before training and videos read by PyAV.
 
 Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset``. Keys of its own in the ``data``
-node: ``data.care.make_command`` (what makes the data files; for the error when they are missing),
-``data.care.check_media`` (whether every media file of a record is looked for at start; default true),
-``data.care.video`` and ``data.care.image`` (how media are sampled that do not say so themselves).
+node: ``data.care.make_command`` (what makes the data files; for the error when they are missing) and
+``data.care.make_commands`` (the same by name of ``data.care.val_sets``), ``data.care.check_media`` (whether every media
+file of a record is looked for at start; default true), ``data.care.video`` and ``data.care.image`` (how media are
+sampled that do not say so themselves), ``data.care.test_video`` (the same by data source for the videos of test sets).
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_care.data.records import DataError, check_file, missing_file, strip_none
 from verl_care.data.sampling import fill_sampling
+from verl_care.data.val_sets import command_for, is_test_row
 from verl_care.data.video import VideoError, register_pyav_reader
 
 
@@ -34,6 +41,32 @@ def _media_of(messages: list[dict]) -> list[str]:
                 source = item.get("video", item.get("image", item.get("image_url")))
                 names.append(source if isinstance(source, str) else f"{item['type']} in memory")
     return names
+
+
+def _differing_fields(paths: Iterable[str]) -> list[str]:
+    """Keys of ``extra_info`` that have one type in one Parquet file and another in the next: no table can hold both."""
+    types: dict[str, pa.DataType] = {}
+    differing = set()
+    for path in paths:
+        schema = pq.read_schema(path)
+        info = schema.field("extra_info").type if "extra_info" in schema.names else ()
+        for field in info:
+            if not pa.types.is_null(field.type) and types.setdefault(field.name, field.type) != field.type:
+                differing.add(field.name)
+    return sorted(differing)
+
+
+def _with_text(part: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
+    """The records with these keys of ``extra_info`` as JSON text."""
+    features = part.features.copy()
+    own = [name for name in names if name in features["extra_info"]]
+    features["extra_info"] = {**features["extra_info"], **dict.fromkeys(own, datasets.Value("string"))}
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        info = row["extra_info"]
+        return {"extra_info": {**info, **{name: json.dumps(info[name]) for name in own}}}
+
+    return part.map(convert, features=features)
 
 
 class CareDataset(RLHFDataset):
@@ -55,7 +88,7 @@ class CareDataset(RLHFDataset):
         care = self.config.get("care") or {}
         for path in self.original_data_files:
             if "://" not in path and not os.path.exists(path):
-                raise missing_file(path, care.get("make_command"))
+                raise missing_file(path, command_for(care, path))
         super()._download(use_origin_parquet=use_origin_parquet)
 
     def _read_files_and_tokenize(self) -> None:
@@ -63,7 +96,22 @@ class CareDataset(RLHFDataset):
         seen: dict[str, tuple[int, str]] = {}
         for path in self.data_files:
             check_file(path, seen, check_media=care.get("check_media", True))
-        super()._read_files_and_tokenize()
+        differing = _differing_fields(path for path in self.data_files if path.endswith(".parquet"))
+        if not differing:
+            super()._read_files_and_tokenize()
+            return
+        parts = [
+            datasets.load_dataset("parquet" if path.endswith(".parquet") else "json", data_files=path)["train"]
+            for path in self.data_files
+        ]
+        self.dataframe = datasets.concatenate_datasets([_with_text(part, differing) for part in parts])
+        print(f"dataset len: {len(self.dataframe)}")
+        if 0 < self.max_samples < len(self.dataframe):
+            rows = np.arange(len(self.dataframe))
+            if self.shuffle:
+                rows = np.random.default_rng(self.seed).permutation(rows)
+            self.dataframe = self.dataframe.select(rows[: self.max_samples])
+        self.dataframe = self.maybe_filter_out_long_prompts(self.dataframe)
 
     def _build_messages(self, example: dict, key: str) -> list[dict]:
         for column in (self.image_key, self.video_key):
@@ -73,7 +121,11 @@ class CareDataset(RLHFDataset):
                 ]
         messages = super()._build_messages(example, key)
         care = self.config.get("care") or {}
-        return fill_sampling(messages, {kind: care.get(kind) for kind in ("video", "image")})
+        sampling = {kind: care.get(kind) for kind in ("video", "image")}
+        if is_test_row(example.get("extra_info")):
+            test_video = (care.get("test_video") or {}).get(example.get("data_source"))
+            sampling["video"] = test_video or sampling["video"]
+        return fill_sampling(messages, sampling)
 
     @classmethod
     def _process_multi_modal_info(

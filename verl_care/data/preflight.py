@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_care.config import load_config
 from verl_care.data.records import DataError, MissingDataError, check_file, make_command_of, missing_file
+from verl_care.data.val_sets import command_for
 from verl_care.shaping import list_rules
 
 
@@ -36,7 +37,7 @@ def check_run(config: DictConfig) -> None:
     Raises:
         DataError: something is missing or faulty; one line, with the remedy.
     """
-    make_command = OmegaConf.select(config, "data.care.make_command")
+    care = OmegaConf.select(config, "data.care")
     check_media = OmegaConf.select(config, "data.care.check_media", default=True)
     for name in ("train_files", "val_files"):
         seen: dict[str, tuple[int, str]] = {}
@@ -44,7 +45,7 @@ def check_run(config: DictConfig) -> None:
             if "://" in path:
                 continue
             if not os.path.exists(path):
-                raise missing_file(path, make_command)
+                raise missing_file(path, command_for(care, path))
             check_file(path, seen, check_media=check_media)
     model = OmegaConf.select(config, "actor_rollout_ref.model.path")
     if isinstance(model, str) and os.path.isabs(model) and not os.path.isdir(model):
