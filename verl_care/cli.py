@@ -93,6 +93,87 @@ def demo(
     )
 
 
+@app.command(epilog="Example: verl-care prepare video_r1 --source Video-R1-data --videos Video-R1-data")
+def prepare(
+    name: Annotated[str | None, typer.Argument(help="Data set; --list names them.", show_default=False)] = None,
+    source: Annotated[
+        Path | None, typer.Option(exists=True, help="Published file, or the folder that was downloaded.")
+    ] = None,
+    videos: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the clips. Default: the source's.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder to write. Default: $VERL_CARE_DATA_DIR/NAME.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: an option of the data set; --list shows them.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Wording: video_r1, video_rts or temporal_rlt.")] = None,
+    dev: Annotated[
+        int | None, typer.Option(min=0, help="Records of the development split. Default: up to 500.")
+    ] = None,
+    dev_fraction: Annotated[float | None, typer.Option(min=0, max=0.99, help="The same, as a share.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the development split.")] = 0,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Leave out faulty records and clips, listed in the folder.")
+    ] = False,
+    max_errors: Annotated[int, typer.Option(min=0, help="Faulty records to collect before giving up.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a training set that overlaps an evaluation set.")
+    ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Prepared file or folder to compare with, besides those beside the output."),
+    ] = None,
+    ignore_column: Annotated[list[str] | None, typer.Option(help="An unknown column to let pass.")] = None,
+    probe: Annotated[bool, typer.Option(help="Look at every clip.")] = True,
+    min_seconds: Annotated[float, typer.Option(min=0, help="Shorter clips are listed.")] = 0.0,
+    max_seconds: Annotated[float | None, typer.Option(min=0, help="Longer clips are listed.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that look at clips. Default: one a core.")] = None,
+    probe_cache: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="File of what was found about clips. Default: in the output.")
+    ] = None,
+    list_sets: Annotated[bool, typer.Option("--list", help="List the data sets and their options.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest, or the list, as JSON.")] = False,
+) -> None:
+    """Turn a published data set into checked records for verl. 1 where records or clips are faulty."""
+    from verl_care.data.prepare.command import list_preparers, main
+
+    if list_sets:
+        raise typer.Exit(list_preparers(as_json=as_json))
+    if name is None or source is None:
+        raise typer.BadParameter("give NAME and --source, or --list")
+    if dev is not None and dev_fraction is not None:
+        raise typer.BadParameter("give --dev or --dev-fraction, not both")
+    pairs = [option.partition("=") for option in options or ()]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise typer.BadParameter("--set: write key=value")
+    raise typer.Exit(
+        main(
+            name,
+            source=source,
+            videos=videos,
+            out=out,
+            options={key: value for key, _, value in pairs},
+            prompt=prompt,
+            dev=dev,
+            dev_fraction=dev_fraction,
+            seed=seed,
+            quarantine=quarantine,
+            max_errors=max_errors,
+            strict=strict,
+            against=against or (),
+            ignore_columns=ignore_column or (),
+            probe=probe,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+            workers=workers,
+            probe_cache=probe_cache,
+            as_json=as_json,
+        )
+    )
+
+
 class LengthUnit(StrEnum):
     """Units in which a replay can measure verl's dumps."""
 
@@ -208,6 +289,86 @@ def report(
     from verl_care.report.page import main
 
     raise typer.Exit(main(runs, out_dir=out, baseline=baseline, metrics=metrics or (), as_json=as_json))
+
+
+class EvalEngine(StrEnum):
+    """Engines that answer benchmarks."""
+
+    hf = "hf"
+    vllm = "vllm"
+
+
+@app.command(
+    name="eval", epilog="Example: verl-care eval outputs/run vsi_bench/test.parquet --out eval/run --seeds 0,1,2"
+)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or name, or a checkpoint or run folder of verl.")],
+    data: Annotated[list[str], typer.Argument(help="Prepared Parquet files, or folders with test.parquet.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the run; a killed run goes on from there.")],
+    engine: Annotated[EvalEngine, typer.Option(help="hf: transformers; vllm: vLLM offline.")] = EvalEngine.hf,
+    seeds: Annotated[str, typer.Option(help="One answer an item for each: 0,1,2. Needs a temperature above 0.")] = "0",
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    frames: Annotated[int | None, typer.Option(min=2, help="Frames of a video at most. Default: as recorded.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second before that cap. Default: as recorded.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Pixels of a frame at least. Default: as recorded.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of a frame at most. Default: as recorded.")] = None,
+    option_seed: Annotated[int | None, typer.Option(help="Order of the options of multiple-choice questions.")] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Also ask every question without its clip.")] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the run to compare with.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First so many items of each benchmark.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers that transformers generates at once.")] = 16,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: by device and checkpoint.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs a model is spread over (vllm).")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Score a checkpoint on benchmarks: official scores with intervals, tokens, a comparison with a baseline run."""
+    from verl_care.evaluation.engines import EngineConfig
+    from verl_care.evaluation.evaluate import EvalConfig, main
+
+    try:
+        config = EvalConfig(
+            engine=EngineConfig(
+                model=model,
+                name=engine.value,
+                batch_size=batch_size,
+                max_model_len=max_model_len,
+                dtype=dtype,
+                tensor_parallel_size=tensor_parallel_size,
+            ),
+            data=tuple(data),
+            out_dir=str(out),
+            seeds=_numbers(seeds, "--seeds"),
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            max_frames=frames,
+            fps=fps,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            option_seed=option_seed,
+            blind=blind,
+            baseline=None if baseline is None else str(baseline),
+            limit=limit,
+            retry_failed=retry_failed,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    raise typer.Exit(main(config, as_json=as_json))
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option}: expected whole numbers with commas; got {text!r}") from None
 
 
 def main() -> None:

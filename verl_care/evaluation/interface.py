@@ -1,4 +1,4 @@
-"""What an engine is asked and what it gives back: the one interface of evaluation, selection and test-time scaling. Pure.
+"""What an engine is asked and what it gives back: one interface for evaluation, selection, test-time scaling. Pure.
 
 An engine is a callable that takes any number of requests at once and gives one entry for each, in order. Everything
 that asks a model something builds `Request`s; everything that can answer them (`evaluation.engines`, a client of a
@@ -22,8 +22,8 @@ class Question:
     key: str
     """Its name; every question has one of its own."""
     prompt: Any
-    """Whatever the engine needs to ask it, the clip included; never looked at. For ``evaluation.engines``: messages with
-    structured content, media dicts by the keys of qwen-vl-utils."""
+    """Whatever the engine needs to ask it, the clip included; never looked at. ``evaluation.engines`` take messages
+    with structured content whose media are dicts of qwen-vl-utils."""
     problem_type: str = "multiple choice"
     """One of the scorer's ``PROBLEM_TYPES``: decides which answers say the same."""
     options: Sequence[str] = ()
@@ -69,6 +69,13 @@ Generate = Callable[[Sequence[Request]], Sequence[Generated]]
 """An engine: takes all requests of a level at once, gives one entry for each, in order."""
 
 
+class RequestError(RuntimeError):
+    """A request that failed in an earlier run, by the line that was kept of it."""
+
+
 def error_message(failure: BaseException | None) -> str:
     """One line about a failed request."""
-    return "no completion" if failure is None else f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+    if failure is None:
+        return "no completion"
+    text = " ".join(str(failure).split())
+    return text if isinstance(failure, RequestError) else f"{type(failure).__name__}: {text}"

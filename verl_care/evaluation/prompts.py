@@ -108,7 +108,7 @@ def video_parts(messages: Messages) -> list[dict[str, Any]]:
 
 
 def options_of(row: Mapping[str, Any]) -> list[str]:
-    """The record's options: ``extra_info.options``, or the lines ``A. …``, ``B. …`` of its prompt; empty for neither."""
+    """The record's options: ``extra_info.options``, or the prompt's lines ``A. …``, ``B. …``; empty for neither."""
     listed = row["extra_info"].get("options")
     if listed is not None and len(listed):
         return list(listed)

@@ -1,0 +1,293 @@
+"""The results of a run as lines for a terminal, as Markdown, and as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NOT_DISTINGUISHABLE = "not distinguishable"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage; a dash for none."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _score(headline: Mapping[str, Any]) -> str:
+    text = percent(headline["mean"])
+    return text if headline["std"] is None else f"{text} ± {percent(headline['std'])}"
+
+
+def _interval(entry: Mapping[str, Any], signed: bool = False) -> str:
+    if entry.get("low") is None or entry.get("high") is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{100 * entry['low']:{sign}.1f} to {100 * entry['high']:{sign}.1f}"
+
+
+def _change(entry: Mapping[str, Any]) -> str:
+    return f"{100 * entry['value']:+.1f} ({_interval(entry, signed=True)}), {entry['verdict']}"
+
+
+def _reduction(entry: Mapping[str, Any]) -> str:
+    if "reason" in entry:
+        return entry["reason"]
+    text = f"{100 * entry['value']:.1f} % ({_interval(entry)})"
+    return text if entry["verdict"] != NOT_DISTINGUISHABLE else f"{text}, {NOT_DISTINGUISHABLE}"
+
+
+HEADS = ("benchmark", "metric", "N", "strict", "95 %", "lenient", "official")
+
+
+def summary_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """One row a benchmark, by ``HEADS``."""
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        headline = entry["headline"]
+        official = _score(headline["official"]) if "official" in headline else "–"
+        strict = headline["strict"]
+        rows.append(
+            [
+                name,
+                entry["metric"],
+                str(entry["counted"]),
+                _score(strict),
+                _interval(strict),
+                _score(headline["lenient"]),
+            ]
+            + [official]
+        )
+    return rows
+
+
+ANSWER_HEADS = (
+    "benchmark", "tokens", "when right", "when wrong", "tagged", "unparsed", "truncated", "failed", "frames", "blind",
+)  # fmt: skip
+
+
+def answer_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Tokens, shares of the answers and the blind score, by ``ANSWER_HEADS``."""
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        tokens, shares = entry["tokens"], entry["shares"]
+        rows.append(
+            [name, *(_number(tokens[part]) for part in ("mean", "right", "wrong"))]
+            + [percent(shares[part]) for part in ("tagged", "unparsed", "truncated")]
+            + [str(entry["failed"]), _number(entry["frames"])]
+            + [_score(entry["blind"]["strict"]) if "blind" in entry else "–"]
+        )
+    return rows
+
+
+BASELINE_HEADS = ("benchmark", "N", "strict, points", "McNemar", "tokens saved")
+
+
+def baseline_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """The comparison with the baseline run, by ``BASELINE_HEADS``; empty without one."""
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        if "baseline" not in entry:
+            continue
+        found = entry["baseline"]
+        test = found.get("mcnemar")
+        exact = "graded" if test is None else f"+{test['gained']} −{test['lost']}, p = {test['p']:.3g}"
+        rows.append(
+            [name, str(found["items"]), _change(found["difference"]["strict"]), exact]
+            + [_reduction(found["token_reduction"])]
+        )
+    return rows
+
+
+def detail_tables(entry: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """A benchmark's further figures and its tables by field: title and rows of name, then one column a reading."""
+    readings = list(entry["headline"])
+    tables = []
+    named = {"figures": entry["figures"], **{f"by {name}": None for name in entry["tables"][readings[0]]}}
+    for title in named:
+        per_reading = (
+            entry["figures"]
+            if title == "figures"
+            else {reading: entry["tables"][reading][title.removeprefix("by ")] for reading in readings}
+        )
+        names = list(per_reading[readings[0]])
+        if names:
+            tables.append((title, [[name, *(percent(per_reading[r].get(name)) for r in readings)] for name in names]))
+    return tables
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know of the run, in sentences."""
+    sampling = results["sampling"]
+    greedy = sampling["temperature"] == 0
+    how = "greedy" if greedy else f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}"
+    frames = [f"{name} {value}" for name, value in results["frames"].items() if value is not None]
+    lines = [
+        f"Model {results['model']}; {how}; {len(results['seeds'])} seed(s); answers of at most "
+        f"{results['budget']['max_tokens']} tokens; frames and pixels {', '.join(frames) or 'as in the records'}.",
+        "Scores are percentages. Strict is the headline: what the answer tags hold and nothing beside it. Lenient also "
+        "takes the same answer in other words; official is the benchmark's own scorer where it has rules of its own. "
+        "An answer that cannot be read, and an item that failed, is wrong. Intervals: bootstrap over videos.",
+    ]
+    if results["option_seed"] is not None:
+        moved = [entry["reordered"] for entry in results["benchmarks"].values() if entry["reordered"]]
+        lines.append(
+            f"Options in the order of seed {results['option_seed']}: moved in {sum(m['moved'] for m in moved)} "
+            f"questions, left in {sum(m['left'] for m in moved)} whose options speak of one another or cannot be found."
+        )
+    if results["failed"]:
+        lines.append(f"{results['failed']} answers failed; items.parquet names each with its error.")
+    if results["limit"] is not None:
+        lines.append(f"Only the first {results['limit']} items of each benchmark.")
+    if results["baseline"] is not None:
+        lines.append(
+            f"Baseline: {results['baseline']}. A difference whose interval holds 0 is not distinguishable from none."
+        )
+    return lines
+
+
+def summary_lines(results: Mapping[str, Any]) -> list[str]:
+    """The tables as plain text for a terminal."""
+    lines = []
+    for heads, rows in _tables(results):
+        widths = [max(len(row[column]) for row in [list(heads), *rows]) for column in range(len(heads))]
+        for row in [list(heads), *rows]:
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        lines.append("")
+    return lines
+
+
+def _tables(results: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[str]]]]:
+    tables: list[tuple[Sequence[str], list[list[str]]]] = [
+        (HEADS, summary_rows(results)),
+        (ANSWER_HEADS, answer_rows(results)),
+    ]
+    compared = baseline_rows(results)
+    if compared:
+        tables.append((BASELINE_HEADS, compared))
+    if "strategies" in results:
+        tables.append((STRATEGY_HEADS, strategy_rows(results)))
+    return tables
+
+
+STRATEGY_HEADS = ("strategy", "strict", "lenient", "frames", "frames read", "tokens", "decided", "failed")
+
+
+def strategy_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Sparse-to-dense and what it is compared with, by ``STRATEGY_HEADS``; over all benchmarks."""
+    rows = []
+    for name, entry in results["strategies"].items():
+        decided = ", ".join(f"{frames}: {percent(share, 0)} %" for frames, share in entry["decided_share"].items())
+        rows.append(
+            [name, percent(entry["acc_strict"]), percent(entry["acc_lenient"]), _number(entry["average_frames"])]
+            + [_number(entry["average_frames_read"]), _number(entry["average_tokens"]), decided]
+            + [str(entry["num_failed"])]
+        )
+    return rows
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(heads), "|" + "---|" * len(heads), *map(line, rows), ""]
+
+
+def to_markdown(results: Mapping[str, Any]) -> str:
+    """``results.md``."""
+    lines = ["# Evaluation", ""]
+    for heads, rows in _tables(results):
+        lines += _markdown_table(heads, rows)
+    for note in notes(results):
+        lines += [note, ""]
+    for name, entry in results["benchmarks"].items():
+        for title, rows in detail_tables(entry):
+            lines += [f"## {name}, {title}", "", *_markdown_table(["", *entry["headline"]], rows)]
+    return "\n".join(lines)
+
+
+_TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>Evaluation</title>
+<style>
+  :root { color-scheme: light; }
+  body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
+         max-width: 76rem; }
+  h1 { font-size: 1.4rem; margin: 0 0 .5rem; }
+  h2 { font-size: 1.1rem; margin: 1.5rem 0 .3rem; }
+  .scroll { overflow-x: auto; margin-bottom: 1rem; }
+  .details { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start; }
+  table { border-collapse: collapse; font-size: .9rem; }
+  caption { text-align: left; color: #666; }
+  th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+  th:first-child, td:first-child { text-align: left; }
+  img { width: 100%; max-width: 46rem; height: auto; }
+  p { max-width: 46rem; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<h1>Evaluation</h1>
+{% for heads, rows in tables %}<div class="scroll"><table>
+<thead><tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+{% endfor %}{% for note in notes %}<p>{{ note }}</p>
+{% endfor %}<img src="data:image/png;base64,{{ figure }}" alt="strict scores with their intervals">
+{% for name, readings, details in benchmarks %}{% if details %}<h2>{{ name }}</h2>
+<div class="details">{% for title, rows in details %}<div class="scroll"><table><caption>{{ title }}</caption>
+<thead><tr><th></th>{% for reading in readings %}<th>{{ reading }}</th>{% endfor %}</tr></thead>
+<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+{% endfor %}</div>
+{% endif %}{% endfor %}</body>
+</html>
+"""
+
+
+def to_html(results: Mapping[str, Any]) -> str:
+    """``results.html``: no script, nothing to load."""
+    import jinja2
+
+    benchmarks = [
+        (name, list(entry["headline"]), detail_tables(entry)) for name, entry in results["benchmarks"].items()
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_TEMPLATE).render(
+        tables=_tables(results), notes=notes(results), figure=_draw_scores(results), benchmarks=benchmarks
+    )
+
+
+def _draw_scores(results: Mapping[str, Any]) -> str:
+    """Strict scores with their intervals, one row a benchmark, as base64 PNG."""
+    from matplotlib.figure import Figure
+
+    names = list(results["benchmarks"])
+    figure = Figure(figsize=(7, 1.2 + 0.35 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for row, name in enumerate(names):
+        entry = results["benchmarks"][name]["headline"]
+        strict = entry["strict"]
+        if strict["low"] is not None:
+            axis.plot([100 * strict["low"], 100 * strict["high"]], [row, row], color="#9db7d5", linewidth=4)
+        axis.plot([100 * entry["lenient"]["mean"]], [row], "|", color="#555555", markersize=12)
+        axis.plot([100 * strict["mean"]], [row], "o", color="#1f5fa8")
+        if "blind" in results["benchmarks"][name]:
+            axis.plot([100 * results["benchmarks"][name]["blind"]["strict"]["mean"]], [row], "x", color="#b0472b")
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("dot: strict with its interval; bar: lenient; cross: blind")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25, axis="x")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
