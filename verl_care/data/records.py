@@ -494,7 +494,9 @@ def check_rows(
         where = f"{file}, record {number}"
         record = check_record(row, where)
         content = hash((record.ground_truth, record.files, str(row["prompt"])))
-        first_content, first_where = seen.setdefault(record.prompt_key, (content, where))
+        # A split of its own may count its records anew.
+        key = f"{record.prompt_key}/{(row.get('extra_info') or {}).get('split')}"
+        first_content, first_where = seen.setdefault(key, (content, where))
         if first_content != content:
             raise RecordError.at(
                 where,

@@ -1,7 +1,7 @@
 """Validation files by name, which of their rows are a test set, and at which steps those are read. Pure.
 
 ``data.val_files`` resolves to the values of ``data.care.val_sets``, a dict, so that every ``val_*`` recipe adds a key
-of its own. Rows whose ``extra_info.split`` is ``test`` are a test set: our trainers read them at the steps that
+of its own. Rows of a test set are known by their ``extra_info.split``: our trainers read them at the steps that
 ``care.test_sets_at_steps`` names and at no other, for a checkpoint picked by them would flatter itself.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 
 from verl_care.data.records import replace_file
 
-TEST_SPLIT = "test"
-"""``extra_info.split`` of a test set's rows."""
+DEVELOPMENT_SPLITS = ("train", "dev", "val")
+"""Values of ``extra_info.split`` that any validation may read, as it may rows without one. All others name a test set,
+also ``validation``: what LongVideoBench calls so is what is reported."""
 
 LAST = "last"
 """In ``care.test_sets_at_steps``: the last step of the run."""
@@ -26,7 +27,8 @@ READINGS_FILE = "care_test_sets.json"
 
 def is_test_row(extra_info: Mapping[str, Any] | None) -> bool:
     """Whether a row belongs to a test set."""
-    return bool(extra_info) and extra_info.get("split") == TEST_SPLIT  # type: ignore[union-attr]
+    split = (extra_info or {}).get("split")
+    return split is not None and split not in DEVELOPMENT_SPLITS
 
 
 def command_for(care: Mapping[str, Any] | None, path: str) -> str | None:
