@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from verl_care.workers.cpu.generation import MODEL_INPUTS, Completion, Request, Sampling, draws, generate, pick_tokens
+from verl_care.workers.cpu.generation import (
+    MODEL_INPUTS,
+    Completion,
+    Request,
+    Sampling,
+    draws,
+    generate,
+    penalties,
+    pick_tokens,
+)
 
 KINDS = ("text", "image", "video", "text", "video")
 TEXTS = ("Count.", "Which colour is the sign ?", "Which way does the bar go ?", "A longer one, please, with more.", "?")
@@ -190,3 +199,30 @@ def test_banned_tokens_are_never_picked_yet_count_in_the_log_prob():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         Sampling(**wrong)
+
+
+def test_penalties_are_those_of_the_openai_interface():
+    # Token 1 said twice, token 2 once: presence + count * frequency = 0.5 + 2 * 0.25 and 0.5 + 0.25.
+    samplings = [Sampling(max_tokens=9, presence_penalty=0.5, frequency_penalty=0.25), Sampling(max_tokens=9)]
+    found = penalties([[1, 2, 1], [1, 1]], samplings, 4)
+    assert found.tolist() == [[0.0, 1.0, 0.75, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    assert penalties([[1]], [Sampling(max_tokens=9)], 4) is None
+
+
+def test_a_penalty_moves_the_choice_and_not_the_log_probability():
+    logits = torch.tensor([[1.0, 0.9, -5.0]])
+    cold = [Sampling(max_tokens=1, temperature=0)]
+    penalty = torch.tensor([[0.2, 0.0, 0.0]])
+    token, log_prob = pick_tokens(logits, torch.zeros(1).double(), cold, penalty=penalty)
+    assert token.tolist() == [1]
+    assert log_prob.item() == pytest.approx(logits.log_softmax(-1)[0, 1].item(), abs=1e-6)
+
+
+def test_a_penalty_keeps_a_response_from_repeating_itself(tiny):
+    penalised, rewarded = run(
+        tiny,
+        [tiny.request("video", Sampling(max_tokens=12, temperature=0, presence_penalty=x)) for x in (1e3, -1e3)],
+        eos=False,
+    )
+    assert len(set(penalised.token_ids)) == 12
+    assert len(set(rewarded.token_ids)) == 1

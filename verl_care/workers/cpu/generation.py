@@ -28,6 +28,10 @@ class Sampling:
     """Sample from the k most likely tokens; -1 or 0 for all."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens whose probability reaches this, in (0, 1]."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that the response already has, as vLLM and OpenAI define it."""
+    frequency_penalty: float = 0.0
+    """Taken off that logit once for each time that it has it."""
     seed: int | None = None
     """Seed of the row's draws; None takes a fresh one."""
     first_draw: int = 0
@@ -84,8 +88,35 @@ def draws(sampling: Sampling) -> torch.Tensor:
     return stream[sampling.first_draw :]
 
 
+def penalties(tokens: Sequence[Sequence[int]], samplings: Sequence[Sampling], vocabulary: int) -> torch.Tensor | None:
+    """What presence and frequency penalties take off the logits.
+
+    Args:
+        tokens: of each response so far.
+        samplings: N settings.
+        vocabulary: V.
+
+    Returns:
+        (N, V) float32; None where no row has a penalty.
+    """
+    if not any(s.presence_penalty or s.frequency_penalty for s in samplings):
+        return None
+    count_NV = torch.stack(
+        [torch.bincount(torch.tensor(row, dtype=torch.long), minlength=vocabulary) for row in tokens]
+    )
+    presence, frequency = (
+        torch.tensor([getattr(s, name) for s in samplings])[:, None]
+        for name in ("presence_penalty", "frequency_penalty")
+    )
+    return presence * (count_NV > 0) + frequency * count_NV
+
+
 def pick_tokens(
-    logits: torch.Tensor, draw: torch.Tensor, samplings: Sequence[Sampling], banned_ids: Collection[int] = ()
+    logits: torch.Tensor,
+    draw: torch.Tensor,
+    samplings: Sequence[Sampling],
+    banned_ids: Collection[int] = (),
+    penalty: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose one token a row by inverting the cumulative distribution at the row's draw.
 
@@ -94,6 +125,7 @@ def pick_tokens(
         draw: (N,) float64 in [0, 1).
         samplings: N settings.
         banned_ids: tokens that no row may take.
+        penalty: (N, V), see `penalties`; it moves the choice, not the log-probabilities.
 
     Returns:
         Tokens (N,) int64 and their log-probabilities (N,) float32, as `Completion.log_probs` defines them.
@@ -101,7 +133,7 @@ def pick_tokens(
     temperature = torch.tensor([s.temperature or 1.0 for s in samplings], dtype=torch.float32)
     scaled_NV = logits.float() / temperature[:, None]
 
-    allowed_NV = scaled_NV.clone()
+    allowed_NV = scaled_NV.clone() if penalty is None else (logits.float() - penalty) / temperature[:, None]
     if banned_ids:
         allowed_NV[:, torch.tensor(sorted(banned_ids))] = -torch.inf
     greedy_N = allowed_NV.argmax(dim=-1)
@@ -120,8 +152,10 @@ def pick_tokens(
 
     is_greedy_N = torch.tensor([s.temperature == 0 for s in samplings])
     token_N = torch.where(is_greedy_N, greedy_N, sampled_N)
-    # The trainer's own formula (verl's logprobs_from_logits_v2), so that both round alike.
-    return token_N, scaled_NV.gather(-1, token_N[:, None]).squeeze(-1) - scaled_NV.logsumexp(dim=-1)
+    # In float64: the trainer's float32 logsumexp is off by up to half a unit in the last place of the largest logit,
+    # and the two should not differ by more than that.
+    log_probs_NV = scaled_NV.double().log_softmax(dim=-1)
+    return token_N, log_probs_NV.gather(-1, token_N[:, None]).squeeze(-1).float()
 
 
 @torch.inference_mode()
@@ -150,7 +184,7 @@ def generate(
     unique, group = _group_by_prompt(requests)
     logits, cache, mask = _prefill(model, [requests[i] for i in unique], pad_token_id)
     group_N = torch.tensor(group)
-    cache.batch_select_indices(group_N)
+    cache.batch_select_indices(group_N.to(model.device))
     logits_NV, mask_NL = logits[group_N], mask[group_N]
 
     samplings = [request.sampling for request in requests]
@@ -172,7 +206,8 @@ def generate(
                 for i, on in zip(slots, running, strict=True)
             ]
         )
-        token_N, log_prob_N = pick_tokens(logits_NV, draw, [samplings[i] for i in slots], banned_ids)
+        penalty = penalties([tokens[i] for i in slots], [samplings[i] for i in slots], logits_NV.shape[-1])
+        token_N, log_prob_N = pick_tokens(logits_NV, draw, [samplings[i] for i in slots], banned_ids, penalty)
         for row, i in enumerate(slots):
             if not running[row]:
                 continue
@@ -186,7 +221,7 @@ def generate(
             break
         if running.count(False) >= _REPACK_SHARE * len(slots):
             keep = torch.tensor([row for row, on in enumerate(running) if on])
-            cache.batch_select_indices(keep)
+            cache.batch_select_indices(keep.to(model.device))
             token_N, mask_NL, next_position_CN = token_N[keep], mask_NL[keep], next_position_CN[:, keep]
             slots = [i for i, on in zip(slots, running, strict=True) if on]
             running = [True] * len(slots)
@@ -238,14 +273,14 @@ def _prefill(model: torch.nn.Module, requests: Sequence[Request], pad_token_id: 
 
 
 def _forward(model, ids, mask, positions, cache, **vision) -> torch.Tensor:
-    """Return the logits (N, V) after the last token; the cache grows by the tokens given."""
+    """Return the logits (N, V) after the last token, on the CPU; the cache grows by the tokens given."""
     output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions[0] if positions.shape[0] == 1 else positions,
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        position_ids=(positions[0] if positions.shape[0] == 1 else positions).to(model.device),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **vision,
+        **{name: tensor.to(model.device) for name, tensor in vision.items()},
     )
-    return output.logits[:, -1]
+    return output.logits[:, -1].cpu()
