@@ -1,0 +1,540 @@
+"""Prepares one data set: reads, checks, looks at the clips, compares with evaluation sets, splits, writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verl_care import __version__
+from verl_care.data.leakage import Overlap, find_overlap, known_overlaps, read_traces, trace_row
+from verl_care.data.prepare.base import Fields, Item, Preparer, find_media
+from verl_care.data.prepare.frames import make_clip
+from verl_care.data.prepare.readers import check_text, find_files, hash_source, is_saved_dataset, read_file
+from verl_care.data.prepare.subtitles import pick_lines
+from verl_care.data.probe import Cache, Clip, Limits, probe_all
+from verl_care.data.prompts import STYLES, build_prompt
+from verl_care.data.records import DataError, RecordError, replace_file, to_row, write_rows
+from verl_care.rewards.scorer import GROUNDED_QA, GROUNDING
+
+MAX_DEV_RECORDS = 500
+MAX_DEV_SHARE = 0.1
+"""Size of the development split where none is asked for: the smaller of the two."""
+
+SUBTITLES = "This video's subtitles are listed below:\n{lines}\n"
+"""lmms-eval, ``videomme/utils.py``."""
+
+ERRORS, QUARANTINE, MANIFEST, PROBES = "errors.jsonl", "quarantine.jsonl", "manifest.json", "probes.jsonl"
+
+
+class Refused(DataError):
+    """What was found does not let the data set be written; the message says what would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for."""
+
+    source: Path
+    videos: Path
+    out: Path
+    options: Mapping[str, str] = field(default_factory=dict)
+    """``--set`` of the preparer."""
+    prompt: str | None = None
+    """One of ``prompts.STYLES``; None takes the data set's own."""
+    dev: int | None = None
+    """Records of the development split; None takes ``dev_fraction``."""
+    dev_fraction: float | None = None
+    """Share of the records, in [0, 1); None takes the default size."""
+    seed: int = 0
+    """Of the development split."""
+    quarantine: bool = False
+    """Leave out what is faulty, and list it, in place of refusing."""
+    max_errors: int = 0
+    """Faulty records to collect before giving up."""
+    strict: bool = False
+    """Refuse a training set that overlaps an evaluation set."""
+    against: Sequence[Path] = ()
+    """Prepared files or folders to compare with, besides those beside ``out``."""
+    ignore_columns: Sequence[str] = ()
+    probe: bool = True
+    """Look at the clips."""
+    limits: Limits = field(default_factory=Limits)
+    workers: int | None = None
+    probe_cache: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One record on its way."""
+
+    index: int
+    where: str
+    item: Item
+    media: str | None = None
+    clip: Clip | None = None
+
+
+class Errors:
+    """Faulty records; more than ``limit`` of them end the run.
+
+    Args:
+        limit: how many are collected.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.lines: list[str] = []
+
+    def add(self, error: RecordError) -> None:
+        """Collects one.
+
+        Raises:
+            RecordError: the same, if nothing is collected.
+            Refused: one more than is collected.
+        """
+        if not self.limit:
+            raise error
+        self.lines.append(str(error))
+        if len(self.lines) > self.limit:
+            raise Refused(f"{error} (more than {self.limit} faulty records; see --max-errors)")
+
+
+def prepare(
+    preparer: Preparer,
+    request: Request,
+    tell: Callable[[str], None] = lambda line: None,
+    on_probe: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Prepares a data set; what is there already is replaced file by file, and only once everything was checked.
+
+    Args:
+        preparer: how the data set is read.
+        request: what was asked for.
+        tell: gets the lines that a user should see.
+        on_probe: told how many clips of how many were looked at.
+
+    Returns:
+        The manifest, as it was written.
+
+    Raises:
+        DataError: what cannot be read, or is faulty, or is refused; one line.
+    """
+    options: dict[str, Any] = preparer.read_options(request.options)
+    style = request.prompt or preparer.prompt
+    if style not in STYLES:
+        raise DataError(f"--prompt: expected {', '.join(STYLES)}; got {style!r}")
+    if not request.videos.is_dir():
+        raise DataError(f"{request.videos}: no such folder; set --videos to the folder of the clips")
+    if "subtitles" in options and options["subtitles"]:
+        options["subtitles"] = str(Path(options["subtitles"]).expanduser())
+    split = options.get("split", preparer.split)
+    sources = find_files(request.source, tuple(pattern.format(split=split) for pattern in preparer.files))
+    for line in _known(preparer.name, split):
+        tell(line)
+
+    errors = Errors(request.max_errors)
+    entries, published, skipped = _read(
+        preparer, sources, request, {**options, "videos": request.videos.absolute()}, errors
+    )
+    if not entries and not errors.lines:
+        raise DataError(f"{sources[0]}: no records in the file that these options keep")
+    clips = _look_at_clips(entries, request, errors, on_probe)
+    faulty = _judge(entries, clips, request.limits)
+    rows = _build_rows(preparer, entries, faulty, style, split, options, errors)
+    counts = Counter(cause for cause, _ in faulty.values())
+    _list_faults(request.out, entries, faulty, errors, tell)
+    if (errors.lines or faulty) and not request.quarantine:
+        raise Refused(
+            f"{preparer.name}: {len(errors.lines)} faulty records and {len(faulty)} with clips that cannot be used, "
+            f"listed in {request.out}; mend them, or leave them out with --quarantine"
+        )
+    if not rows:
+        raise DataError(f"{preparer.name}: nothing is left of {published} records")
+
+    train = split == "train"
+    overlaps = _compare(preparer.name, rows, train, request)
+    for overlap in overlaps:
+        tell(str(overlap))
+    if overlaps and request.strict and train:
+        raise Refused(f"{preparer.name}: overlaps {len(overlaps)} evaluation sets, and --strict refuses that")
+
+    parts = {"train": rows} if train else {"test": rows}
+    if train:
+        kept, held = split_dev(rows, _dev_size(request, len(rows)), request.seed)
+        parts = {"train": kept, **({"dev": held} if held else {})}
+        if not held:
+            tell(f"{preparer.name}: no development split; ask for one with --dev N")
+    for row in parts.get("dev", ()):
+        row["extra_info"]["split"] = "dev"
+    files = {f"{part}.parquet": _write(preparer, part_rows, request.out, part) for part, part_rows in parts.items()}
+    for stale in {"train.parquet", "dev.parquet", "test.parquet"} - set(files):
+        (request.out / stale).unlink(missing_ok=True)
+    manifest = {
+        "name": preparer.name,
+        "version": __version__,
+        "sources": [{"path": str(path), "sha256": hash_source(path)} for path in sources],
+        "options": {
+            "set": options,
+            "prompt": style,
+            "split": split,
+            "seed": request.seed,
+            "quarantine": request.quarantine,
+            "ignore_columns": list(request.ignore_columns),
+            "probe": request.probe,
+            "limits": {key: value for key, value in asdict(request.limits).items() if value not in (0.0, float("inf"))},
+        },
+        "counts": {
+            "published": published,
+            "left out by options": skipped,
+            "faulty": len(errors.lines),
+            "quarantined": dict(sorted(counts.items())),
+            **{part: len(part_rows) for part, part_rows in parts.items()},
+        },
+        "files": files,
+        "overlaps": [{**asdict(overlap), "examples": [list(e) for e in overlap.examples]} for overlap in overlaps],
+    }
+    with replace_file(request.out / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _known(name: str, split: str) -> Iterator[str]:
+    for entry in known_overlaps():
+        if split == "train" and entry["train"] == name:
+            yield f"known: {name} and {entry['evaluation']}: {entry['what']} ({entry['source']})"
+
+
+def _read(
+    preparer: Preparer, sources: Sequence[Path], request: Request, options: Mapping[str, Any], errors: Errors
+) -> tuple[list[Entry], int, int]:
+    """Entries in the published order, the number of published records, and of those that the options leave out."""
+    entries: list[Entry] = []
+    seen: dict[str, str] = {}
+    index = skipped = 0
+    known = None if preparer.columns is None else preparer.columns | set(request.ignore_columns)
+    for path in sources:
+        if path.is_dir() and not is_saved_dataset(path):
+            raise DataError(f"{path}: is a folder; set --source to the file")
+        records = preparer.read(path, options) if preparer.read else read_file(path)
+        for where, record in records:
+            try:
+                check_text(record, where)
+                item = preparer.convert(Fields(record, where, known), options)
+                first = seen.setdefault(item.id, where) if item and item.id else where
+                if first != where:
+                    raise RecordError.at(where, "id", f"{item.id!r} is there already ({first})", "drop one")
+                if item is None:
+                    skipped += 1
+                else:
+                    entries.append(Entry(index=index, where=where, item=item))
+            except RecordError as error:
+                errors.add(error)
+            index += 1
+    return entries, index, skipped
+
+
+def _look_at_clips(
+    entries: list[Entry], request: Request, errors: Errors, on_probe: Callable[[int, int], None]
+) -> dict[str, Clip]:
+    root = request.videos.absolute()
+    sound = []
+    for entry in entries:
+        try:
+            entry.media = _media_of(entry, root, request.out)
+            sound.append(entry)
+        except RecordError as error:
+            errors.add(error)
+    entries[:] = sound
+    if not request.probe:
+        return {}
+    cache = Cache(request.probe_cache or request.out / PROBES)
+    return probe_all((entry.media for entry in entries if entry.media), cache, request.workers, on_probe)
+
+
+def _media_of(entry: Entry, root: Path, out: Path) -> str | None:
+    item = entry.item
+    if item.image is not None:
+        return str(find_media(root, item.image, entry.where, "path"))
+    if item.video is None:
+        return None
+    names = [item.video] if isinstance(item.video, str) else list(item.video)
+    paths = [find_media(root, name, entry.where, "video") for name in names]
+    path = next((path for path in paths if path.exists()), paths[0])
+    if path.is_dir():
+        return str(make_clip(path, out.absolute() / "clips" / path.relative_to(root).with_suffix(".mp4")))
+    return str(path)
+
+
+def _judge(entries: Iterable[Entry], clips: Mapping[str, Clip], limits: Limits) -> dict[int, tuple[str, str]]:
+    """Index of each record whose clip cannot be used -> cause and detail."""
+    faulty: dict[int, tuple[str, str]] = {}
+    for entry in entries:
+        entry.clip = clips.get(entry.media or "")
+        verdict = limits.judge(entry.clip, entry.item.start, entry.item.end) if entry.clip else None
+        if verdict:
+            faulty[entry.index] = verdict
+    return faulty
+
+
+def _build_rows(
+    preparer: Preparer,
+    entries: Iterable[Entry],
+    faulty: Mapping[int, tuple[str, str]],
+    style: str,
+    split: str,
+    options: Mapping[str, Any],
+    errors: Errors,
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry.index not in faulty:
+            try:
+                rows.append(build_row(preparer, entry, style, split, options))
+            except RecordError as error:
+                errors.add(error)
+    return rows
+
+
+def build_row(preparer: Preparer, entry: Entry, style: str, split: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a record whose clip was looked at; a supervised one has ``process`` beside verl's columns.
+
+    Raises:
+        RecordError: a record that would not train.
+    """
+    item, clip = entry.item, entry.clip
+    info = {key: value for key, value in item.info.items() if value is not None}
+    duration = info.get("duration") or (clip.duration if clip else None)
+    spans = list(item.spans)
+    if item.spans_normalised:
+        if not duration:
+            raise RecordError.at(entry.where, "video_length", "missing, and the clip was not looked at", "probe it")
+        spans = [(start * duration, end * duration) for start, end in spans]
+    preamble = item.preamble
+    if item.subtitles is not None:
+        lines = pick_lines(item.subtitles, clip.duration if clip else info.get("duration"), options["subtitle_frames"])
+        info["subtitles"] = lines
+        preamble += SUBTITLES.format(lines=lines)
+    if duration and (item.spans_normalised or item.problem_type not in (GROUNDING, GROUNDED_QA)):
+        # Published spans may end behind the file; its length would make a fault of that.
+        info["duration"] = float(duration)
+    name = (item.video if isinstance(item.video, str) else (item.video or ("",))[0]) or item.image
+    info |= {
+        "id": item.id or str(entry.index),
+        "question": item.question.strip(),
+        "video_id": item.video_id or (os.path.splitext(name)[0] if name else None),
+        "source": item.source or preparer.name,
+        "split": split,
+        "media_hash": clip.digest if clip else None,
+    }
+    media: dict[str, Any] = {}
+    if item.image is not None:
+        media["images"] = [{"image": entry.media, **preparer.media.get("image", {})}]
+    elif entry.media is not None:
+        part = {"video_start": item.start, "video_end": item.end}
+        part = {key: value for key, value in part.items() if value is not None}
+        media["videos"] = [{"video": entry.media, **part, **preparer.media.get("video", {})}]
+    system, user = build_prompt(style, item.question, item.problem_type, item.options, preamble=preamble)
+    row = to_row(
+        data_source=preparer.name,
+        index=entry.index,
+        question=user,
+        problem_type=item.problem_type,
+        ground_truth=_ground_truth(item, spans),
+        options=item.options,
+        system=system,
+        extra_info={key: value for key, value in info.items() if value is not None},
+        where=entry.where,
+        **media,
+    )
+    return {**row, "process": item.process} if preparer.kind == "supervised" else dict(row)
+
+
+def _ground_truth(item: Item, spans: Sequence[tuple[float, float]]) -> str:
+    times = [[round(time, 3) for time in span] for span in spans]
+    if item.problem_type == GROUNDING:
+        return json.dumps(times)
+    if item.problem_type == GROUNDED_QA:
+        return json.dumps({"answer": item.answer, "spans": times})
+    return item.answer
+
+
+def _list_faults(
+    out: Path,
+    entries: Iterable[Entry],
+    faulty: Mapping[int, tuple[str, str]],
+    errors: Errors,
+    tell: Callable[[str], None],
+) -> None:
+    """Writes what was found faulty, or takes away the lists of an earlier run."""
+    out.mkdir(parents=True, exist_ok=True)
+    listed = [
+        {
+            "id": entry.item.id or str(entry.index),
+            "index": entry.index,
+            "cause": faulty[entry.index][0],
+            "detail": faulty[entry.index][1],
+            "file": entry.media,
+            "record": entry.where,
+        }
+        for entry in entries
+        if entry.index in faulty
+    ]
+    for name, lines in ((QUARANTINE, listed), (ERRORS, [{"error": line} for line in errors.lines])):
+        if not lines:
+            (out / name).unlink(missing_ok=True)
+            continue
+        with replace_file(out / name) as unfinished:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            unfinished.write_text(text, encoding="utf-8")
+    for line in errors.lines:
+        tell(line)
+    for cause, count in sorted(Counter(cause for cause, _ in faulty.values()).items()):
+        tell(f"{count} records: {cause}")
+
+
+def _compare(name: str, rows: Sequence[Mapping[str, Any]], train: bool, request: Request) -> list[Overlap]:
+    """Overlaps with the prepared sets of the other kind."""
+    wanted = "test.parquet" if train else "train.parquet"
+    files = [path / wanted if path.is_dir() else path for path in request.against]
+    files += sorted(request.out.absolute().parent.glob(f"*/{wanted}"))
+    traces = [trace for trace in map(trace_row, rows) if trace]
+    overlaps: list[Overlap | None] = []
+    for path in dict.fromkeys(file.absolute() for file in files):
+        if not path.exists():
+            raise DataError(f"{path}: no such file; set --against to prepared files or their folders")
+        other, other_name = read_traces(path), path.parent.name
+        if train:
+            overlaps.append(find_overlap(traces, other, name, other_name))
+        elif path.parent != request.out.absolute():
+            overlaps.append(find_overlap(other, traces, other_name, name))
+    return [overlap for overlap in overlaps if overlap]
+
+
+def _dev_size(request: Request, records: int) -> int:
+    if request.dev is not None:
+        size = request.dev
+    elif request.dev_fraction is not None:
+        size = round(request.dev_fraction * records)
+    else:
+        return min(MAX_DEV_RECORDS, int(MAX_DEV_SHARE * records))
+    if size >= records:
+        raise DataError(f"--dev: {size} of {records} records would leave none to train on")
+    return size
+
+
+def split_dev(
+    rows: Sequence[dict[str, Any]], size: int, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Takes a development split out: no clip, by path, name or content, is on both sides.
+
+    Args:
+        rows: prepared records.
+        size: records to take at most; what clips with their questions add up to may be a little less.
+        seed: of the choice.
+
+    Returns:
+        The rest and the split, both in the order of ``rows``.
+
+    Raises:
+        DataError: every clip has more questions than fit in.
+    """
+    if size <= 0:
+        return list(rows), []
+    parents: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while parents.setdefault(key, key) != key:
+            parents[key] = parents[parents[key]]
+            key = parents[key]
+        return key
+
+    keys = [_clip_keys(row) for row in rows]
+    for names in keys:
+        for other in names[1:]:
+            parents[find(other)] = find(names[0])
+    groups: dict[str, list[int]] = {}
+    for number, names in enumerate(keys):
+        groups.setdefault(find(names[0]), []).append(number)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for members in order:
+        if len(held) + len(members) <= size:
+            held.update(members)
+    if not held:
+        raise DataError(f"--dev: every clip has more than {size} records; ask for more")
+    rest = [row for number, row in enumerate(rows) if number not in held]
+    return rest, [row for number, row in enumerate(rows) if number in held]
+
+
+def _clip_keys(row: Mapping[str, Any]) -> list[str]:
+    info = row["extra_info"]
+    named = [f"{key} {info[key]}" for key in ("video_id", "media_hash") if info.get(key)]
+    files = [f"file {media.get('video') or media.get('image')}" for media in (*row["videos"], *row["images"])]
+    return named + files or [f"record {info['index']}"]
+
+
+def _write(preparer: Preparer, rows: Sequence[dict[str, Any]], out: Path, part: str) -> dict[str, Any]:
+    path = out / f"{part}.parquet"
+    if preparer.kind == "supervised":
+        _write_supervised(rows, path)
+    else:
+        write_rows(rows, path)
+    with path.open("rb") as file:
+        return {"records": len(rows), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_supervised(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes ``messages`` for verl's sft trainer. Its data set hands media dicts on as they are, so none has a None."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = [
+        {
+            "data_source": row["data_source"],
+            "messages": [
+                *row["prompt"],
+                {
+                    "role": "assistant",
+                    "content": f"{row['process'].strip()}\n<answer>{row['reward_model']['ground_truth']}</answer>",
+                },
+            ],
+            "videos": row["videos"],
+            "images": row["images"],
+            "extra_info": row["extra_info"],
+        }
+        for row in rows
+    ]
+    text = pa.string()
+
+    def struct(key: str, medium: str) -> Any:
+        dicts = [entry for row in rows for entry in row[key]]
+        names = sorted({name for entry in dicts for name in entry} - {medium})
+        return pa.struct({medium: text, **{name: pa.infer_type([e[name] for e in dicts]) for name in names}})
+
+    infos = [row["extra_info"] for row in rows]
+    names = sorted({name for info in infos for name in info} - {"options"})
+    schema = pa.schema(
+        {
+            "data_source": text,
+            "messages": pa.list_(pa.struct({"role": text, "content": text})),
+            "videos": pa.list_(struct("videos", "video")),
+            "images": pa.list_(struct("images", "image")),
+            "extra_info": pa.struct(
+                {
+                    "options": pa.list_(text),
+                    **{name: pa.infer_type([info[name] for info in infos if name in info]) for name in names},
+                }
+            ),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as unfinished:
+        pq.write_table(pa.Table.from_pylist(table, schema=schema), unfinished)
