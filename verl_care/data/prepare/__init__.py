@@ -7,9 +7,11 @@ Names. Training: ``video_r1``, ``video_r1_cot`` (supervised), ``video_holmes_mix
 
 Files. ``--out DIR`` (default ``$VERL_CARE_DATA_DIR/NAME``, else ``~/data/verl_care/NAME``) receives
 
-- ``train.parquet`` and ``dev.parquet`` of a training set, disjoint by clip; ``test.parquet`` of an evaluation set;
-- ``manifest.json``: hash of every source file, counts, options, what was left out and why;
-- ``errors.jsonl`` (``--max-errors``) and ``quarantine.jsonl`` (clips that cannot be trained on), where there are any.
+- ``train.parquet`` and ``dev.parquet`` of a training set, disjoint by clip; ``test.parquet`` of an evaluation set; all
+  three where both splits are published;
+- ``manifest.json``: by split the hash of every source file, counts, options, what was left out, overlaps;
+- ``<split>.errors.jsonl`` (``--max-errors``) and ``<split>.quarantine.jsonl`` (clips that cannot be trained on), where
+  there are any; ``probes.jsonl``, what was found about each clip.
 
 Rows. Columns of ``records.Row``; what a scorer of a benchmark may rely on:
 

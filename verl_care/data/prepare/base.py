@@ -7,7 +7,7 @@ import math
 import numbers
 import posixpath
 import string
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class Fields:
         if not isinstance(record, Mapping):
             raise RecordError.at(where, "record", f"expected an object; got {_short(record)}", "mend the file")
         self.record, self.where = record, where
-        for name in record if known is not None else ():
+        if known is None:
+            return
+        for name in record:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, 1)
                 hint = f"write {close[0]}" if close else f"drop it, or let it pass with --ignore-column {name}"
@@ -217,8 +219,8 @@ class Item:
     """More keys of ``extra_info``."""
 
 
-Convert = Callable[[Fields, Mapping[str, Any]], Item | Iterable[Item] | None]
-"""A record's fields and the preparer's options -> item, items, or None for a record that the options leave out."""
+Convert = Callable[[Fields, Mapping[str, Any]], Item | None]
+"""A record's fields and the preparer's options -> item, or None for a record that the options leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,5 +45,5 @@ CHARADES_STA = Preparer(
     convert=convert,
     columns=COLUMNS,
     prompt="temporal_rlt",
-    options={"split": ("test", "train")},
+    options={"split": ("all", "test", "train")},
 )

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def default_folder(name: str) -> Path:
 
 def list_preparers(as_json: bool = False) -> int:
     """Prints the table of data sets."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": preparer.name,
             "kind": preparer.kind,
@@ -95,10 +95,10 @@ def main(
 
 
 def _summarise(console: Console, manifest: Mapping[str, Any], out: Path) -> None:
-    counts = manifest["counts"]
-    left: Sequence[str] = [f"{counts[key]} {key}" for key in ("left out by options", "faulty") if counts[key]] + [
-        f"{count} {cause}" for cause, count in counts["quarantined"].items()
-    ]
-    console.print(f"{counts['published']} published records" + (f"; left out: {', '.join(left)}" if left else ""))
-    for file, entry in manifest["files"].items():
-        console.print(f"{out / file}: {entry['records']} records", markup=False, soft_wrap=True)
+    for split, entry in manifest["splits"].items():
+        counts = entry["counts"]
+        left = [f"{counts[key]} {key}" for key in ("left out by options", "faulty") if counts[key]]
+        left += [f"{count} {cause}" for cause, count in counts["quarantined"].items()]
+        console.print(f"{split}: {counts['published']} published records{'; ' if left else ''}{', '.join(left)}")
+        for file, written in entry["files"].items():
+            console.print(f"  {out / file}: {written['records']} records", markup=False, soft_wrap=True)

@@ -97,5 +97,5 @@ NEXTGQA = Preparer(
     columns=COLUMNS,
     read=read,
     prompt="temporal_rlt",
-    options={"split": ("test", "val", "train")},
+    options={"split": ("all", "test", "val", "train")},
 )

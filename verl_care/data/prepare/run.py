@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ MAX_DEV_SHARE = 0.1
 SUBTITLES = "This video's subtitles are listed below:\n{lines}\n"
 """lmms-eval, ``videomme/utils.py``."""
 
-ERRORS, QUARANTINE, MANIFEST, PROBES = "errors.jsonl", "quarantine.jsonl", "manifest.json", "probes.jsonl"
+MANIFEST, PROBES = "manifest.json", "probes.jsonl"
+ERRORS, QUARANTINE = "{split}.errors.jsonl", "{split}.quarantine.jsonl"
 
 
 class Refused(DataError):
@@ -121,7 +122,7 @@ def prepare(
         on_probe: told how many clips of how many were looked at.
 
     Returns:
-        The manifest, as it was written.
+        The manifest, as it was written; its ``splits`` are those of this run and of earlier ones into the same folder.
 
     Raises:
         DataError: what cannot be read, or is faulty, or is refused; one line.
@@ -132,13 +133,78 @@ def prepare(
         raise DataError(f"--prompt: expected {', '.join(STYLES)}; got {style!r}")
     if not request.videos.is_dir():
         raise DataError(f"{request.videos}: no such folder; set --videos to the folder of the clips")
-    if "subtitles" in options and options["subtitles"]:
+    if options.get("subtitles"):
         options["subtitles"] = str(Path(options["subtitles"]).expanduser())
-    split = options.get("split", preparer.split)
-    sources = find_files(request.source, tuple(pattern.format(split=split) for pattern in preparer.files))
-    for line in _known(preparer.name, split):
-        tell(line)
+    splits = _find_splits(preparer, request.source, options.get("split", preparer.split))
+    # All of them are checked before the first is written.
+    checked = [
+        _check_split(preparer, sources, request, {**options, "split": split}, style, tell, on_probe)
+        for split, sources in splits.items()
+    ]
+    _compare(preparer.name, checked, request, tell)
+    written = _earlier_splits(request.out, preparer.name)
+    for rows, entry in checked:
+        parts = _divide(preparer.name, rows, entry["options"]["split"], request, tell)
+        entry["counts"].update({part: len(part_rows) for part, part_rows in parts.items()})
+        entry["files"] = {
+            f"{part}.parquet": _write(preparer, part_rows, request.out / f"{part}.parquet")
+            for part, part_rows in parts.items()
+        }
+        written[entry["options"]["split"]] = entry
+    manifest = {"name": preparer.name, "version": __version__, "splits": written}
+    with replace_file(request.out / MANIFEST) as unfinished:
+        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    return manifest
 
+
+def _find_splits(preparer: Preparer, source: Path, split: str) -> dict[str, list[Path]]:
+    """Split -> its files; for ``all`` the training and the test split, as far as they are there."""
+    found: dict[str, list[Path]] = {}
+    for wanted in ("train", "test") if split == "all" else (split,):
+        try:
+            found[wanted] = find_files(source, tuple(pattern.format(split=wanted) for pattern in preparer.files))
+        except DataError:
+            if wanted == split:
+                raise
+    if split == "all" and (source.is_file() or is_saved_dataset(source)):
+        named = [wanted for wanted in ("train", "test") if wanted in source.name.lower()]
+        if len(named) != 1:
+            raise DataError(f"{source}: is it the training or the test split? say so with --set split=…")
+        return {named[0]: [source]}
+    if not found:
+        names = ", ".join(pattern.format(split="{train,test}") for pattern in preparer.files)
+        raise DataError(f"{source}: none of {names} in the folder; set --source to the file itself")
+    return found
+
+
+def _earlier_splits(out: Path, name: str) -> dict[str, Any]:
+    """Splits that the manifest in the folder has."""
+    path = out / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["name"] == name:
+            return dict(manifest["splits"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is no manifest: {error!r}; set --out to another folder") from None
+    raise DataError(f"{path}: the folder holds {manifest['name']}; set --out to another one")
+
+
+def _check_split(
+    preparer: Preparer,
+    sources: Sequence[Path],
+    request: Request,
+    options: dict[str, Any],
+    style: str,
+    tell: Callable[[str], None],
+    on_probe: Callable[[int, int], None],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of a split that may be written, and its entry of the manifest."""
+    split = options["split"]
+    for known in known_overlaps():
+        if split == "train" and known["train"] == preparer.name:
+            tell(f"known: {preparer.name} and {known['evaluation']}: {known['what']} ({known['source']})")
     errors = Errors(request.max_errors)
     entries, published, skipped = _read(
         preparer, sources, request, {**options, "videos": request.videos.absolute()}, errors
@@ -147,9 +213,9 @@ def prepare(
         raise DataError(f"{sources[0]}: no records in the file that these options keep")
     clips = _look_at_clips(entries, request, errors, on_probe)
     faulty = _judge(entries, clips, request.limits)
-    rows = _build_rows(preparer, entries, faulty, style, split, options, errors)
+    rows = _build_rows(preparer, entries, faulty, style, options, errors)
     counts = Counter(cause for cause, _ in faulty.values())
-    _list_faults(request.out, entries, faulty, errors, tell)
+    _list_faults(request.out, split, entries, faulty, errors, tell)
     if (errors.lines or faulty) and not request.quarantine:
         raise Refused(
             f"{preparer.name}: {len(errors.lines)} faulty records and {len(faulty)} with clips that cannot be used, "
@@ -157,58 +223,40 @@ def prepare(
         )
     if not rows:
         raise DataError(f"{preparer.name}: nothing is left of {published} records")
-
-    train = split == "train"
-    overlaps = _compare(preparer.name, rows, train, request)
-    for overlap in overlaps:
-        tell(str(overlap))
-    if overlaps and request.strict and train:
-        raise Refused(f"{preparer.name}: overlaps {len(overlaps)} evaluation sets, and --strict refuses that")
-
-    parts = {"train": rows} if train else {"test": rows}
-    if train:
-        kept, held = split_dev(rows, _dev_size(request, len(rows)), request.seed)
-        parts = {"train": kept, **({"dev": held} if held else {})}
-        if not held:
-            tell(f"{preparer.name}: no development split; ask for one with --dev N")
-    for row in parts.get("dev", ()):
-        row["extra_info"]["split"] = "dev"
-    files = {f"{part}.parquet": _write(preparer, part_rows, request.out, part) for part, part_rows in parts.items()}
-    for stale in {"train.parquet", "dev.parquet", "test.parquet"} - set(files):
-        (request.out / stale).unlink(missing_ok=True)
-    manifest = {
-        "name": preparer.name,
-        "version": __version__,
+    return rows, {
         "sources": [{"path": str(path), "sha256": hash_source(path)} for path in sources],
         "options": {
-            "set": options,
+            **options,
             "prompt": style,
-            "split": split,
             "seed": request.seed,
             "quarantine": request.quarantine,
             "ignore_columns": list(request.ignore_columns),
             "probe": request.probe,
-            "limits": {key: value for key, value in asdict(request.limits).items() if value not in (0.0, float("inf"))},
+            **{key: value for key, value in asdict(request.limits).items() if 0 < value < float("inf")},
         },
         "counts": {
             "published": published,
             "left out by options": skipped,
             "faulty": len(errors.lines),
             "quarantined": dict(sorted(counts.items())),
-            **{part: len(part_rows) for part, part_rows in parts.items()},
         },
-        "files": files,
-        "overlaps": [{**asdict(overlap), "examples": [list(e) for e in overlap.examples]} for overlap in overlaps],
     }
-    with replace_file(request.out / MANIFEST) as unfinished:
-        unfinished.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    return manifest
 
 
-def _known(name: str, split: str) -> Iterator[str]:
-    for entry in known_overlaps():
-        if split == "train" and entry["train"] == name:
-            yield f"known: {name} and {entry['evaluation']}: {entry['what']} ({entry['source']})"
+def _divide(
+    name: str, rows: list[dict[str, Any]], split: str, request: Request, tell: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Name of each file to write -> its rows."""
+    if split != "train":
+        return {"val" if split == "val" else "test": rows}
+    kept, held = split_dev(rows, _dev_size(request, len(rows)), request.seed)
+    for row in held:
+        row["extra_info"]["split"] = "dev"
+    if held:
+        return {"train": kept, "dev": held}
+    tell(f"{name}: no development split; ask for one with --dev N")
+    (request.out / "dev.parquet").unlink(missing_ok=True)
+    return {"train": kept}
 
 
 def _read(
@@ -227,16 +275,17 @@ def _read(
             try:
                 check_text(record, where)
                 item = preparer.convert(Fields(record, where, known), options)
-                first = seen.setdefault(item.id, where) if item and item.id else where
-                if first != where:
-                    raise RecordError.at(where, "id", f"{item.id!r} is there already ({first})", "drop one")
                 if item is None:
                     skipped += 1
-                else:
-                    entries.append(Entry(index=index, where=where, item=item))
+                    continue
+                first = seen.setdefault(item.id, where) if item.id else where
+                if first != where:
+                    raise RecordError.at(where, "id", f"{item.id!r} is there already ({first})", "drop one")
+                entries.append(Entry(index=index, where=where, item=item))
             except RecordError as error:
                 errors.add(error)
-            index += 1
+            finally:
+                index += 1
     return entries, index, skipped
 
 
@@ -288,7 +337,6 @@ def _build_rows(
     entries: Iterable[Entry],
     faulty: Mapping[int, tuple[str, str]],
     style: str,
-    split: str,
     options: Mapping[str, Any],
     errors: Errors,
 ) -> list[dict[str, Any]]:
@@ -296,13 +344,13 @@ def _build_rows(
     for entry in entries:
         if entry.index not in faulty:
             try:
-                rows.append(build_row(preparer, entry, style, split, options))
+                rows.append(build_row(preparer, entry, style, options))
             except RecordError as error:
                 errors.add(error)
     return rows
 
 
-def build_row(preparer: Preparer, entry: Entry, style: str, split: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def build_row(preparer: Preparer, entry: Entry, style: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a record whose clip was looked at; a supervised one has ``process`` beside verl's columns.
 
     Raises:
@@ -324,13 +372,14 @@ def build_row(preparer: Preparer, entry: Entry, style: str, split: str, options:
     if duration and (item.spans_normalised or item.problem_type not in (GROUNDING, GROUNDED_QA)):
         # Published spans may end behind the file; its length would make a fault of that.
         info["duration"] = float(duration)
-    name = (item.video if isinstance(item.video, str) else (item.video or ("",))[0]) or item.image
+    names = [item.video] if isinstance(item.video, str) else item.video
+    name = names[0] if names else item.image
     info |= {
         "id": item.id or str(entry.index),
         "question": item.question.strip(),
         "video_id": item.video_id or (os.path.splitext(name)[0] if name else None),
         "source": item.source or preparer.name,
-        "split": split,
+        "split": options["split"],
         "media_hash": clip.digest if clip else None,
     }
     media: dict[str, Any] = {}
@@ -367,6 +416,7 @@ def _ground_truth(item: Item, spans: Sequence[tuple[float, float]]) -> str:
 
 def _list_faults(
     out: Path,
+    split: str,
     entries: Iterable[Entry],
     faulty: Mapping[int, tuple[str, str]],
     errors: Errors,
@@ -386,7 +436,8 @@ def _list_faults(
         for entry in entries
         if entry.index in faulty
     ]
-    for name, lines in ((QUARANTINE, listed), (ERRORS, [{"error": line} for line in errors.lines])):
+    lists: dict[str, list[dict[str, Any]]] = {QUARANTINE: listed, ERRORS: [{"error": line} for line in errors.lines]}
+    for name, lines in ((name.format(split=split), lines) for name, lines in lists.items()):
         if not lines:
             (out / name).unlink(missing_ok=True)
             continue
@@ -399,22 +450,42 @@ def _list_faults(
         tell(f"{count} records: {cause}")
 
 
-def _compare(name: str, rows: Sequence[Mapping[str, Any]], train: bool, request: Request) -> list[Overlap]:
-    """Overlaps with the prepared sets of the other kind."""
-    wanted = "test.parquet" if train else "train.parquet"
-    files = [path / wanted if path.is_dir() else path for path in request.against]
-    files += sorted(request.out.absolute().parent.glob(f"*/{wanted}"))
-    traces = [trace for trace in map(trace_row, rows) if trace]
-    overlaps: list[Overlap | None] = []
-    for path in dict.fromkeys(file.absolute() for file in files):
-        if not path.exists():
-            raise DataError(f"{path}: no such file; set --against to prepared files or their folders")
-        other, other_name = read_traces(path), path.parent.name
-        if train:
-            overlaps.append(find_overlap(traces, other, name, other_name))
-        elif path.parent != request.out.absolute():
-            overlaps.append(find_overlap(other, traces, other_name, name))
-    return [overlap for overlap in overlaps if overlap]
+def _compare(
+    name: str,
+    checked: Sequence[tuple[list[dict[str, Any]], dict[str, Any]]],
+    request: Request,
+    tell: Callable[[str], None],
+) -> None:
+    """Tells, and puts into the manifest, what a training set shares with an evaluation set, of this run or prepared."""
+    traces = {entry["options"]["split"]: [trace for trace in map(trace_row, rows) if trace] for rows, entry in checked}
+    refused = 0
+    for _, entry in checked:
+        split = entry["options"]["split"]
+        train = split == "train"
+        wanted = "test.parquet" if train else "train.parquet"
+        files = [path / wanted if path.is_dir() else path for path in request.against]
+        files += sorted(request.out.absolute().parent.glob(f"*/{wanted}"))
+        others = {
+            path.parent.name: path
+            for path in dict.fromkeys(file.absolute() for file in files)
+            # What this run is about to replace.
+            if not (path.parent == request.out.absolute() and wanted.split(".")[0] in traces)
+        }
+        found: list[Overlap | None] = []
+        for other_name, path in others.items():
+            if not path.exists():
+                raise DataError(f"{path}: no such file; set --against to prepared files or their folders")
+            pair = (traces[split], read_traces(path)) if train else (read_traces(path), traces[split])
+            found.append(find_overlap(*pair, *((name, other_name) if train else (other_name, name))))
+        if train and "test" in traces:
+            found.append(find_overlap(traces[split], traces["test"], name, f"{name}'s test split"))
+        overlaps = [overlap for overlap in found if overlap]
+        for overlap in overlaps:
+            tell(str(overlap))
+        entry["overlaps"] = [asdict(overlap) for overlap in overlaps]
+        refused += len(overlaps) if train else 0
+    if refused and request.strict:
+        raise Refused(f"{name}: overlaps {refused} evaluation sets, and --strict refuses that")
 
 
 def _dev_size(request: Request, records: int) -> int:
@@ -481,8 +552,7 @@ def _clip_keys(row: Mapping[str, Any]) -> list[str]:
     return named + files or [f"record {info['index']}"]
 
 
-def _write(preparer: Preparer, rows: Sequence[dict[str, Any]], out: Path, part: str) -> dict[str, Any]:
-    path = out / f"{part}.parquet"
+def _write(preparer: Preparer, rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
     if preparer.kind == "supervised":
         _write_supervised(rows, path)
     else:

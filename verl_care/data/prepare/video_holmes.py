@@ -43,5 +43,5 @@ VIDEO_HOLMES = Preparer(
     files=("{split}_Video-Holmes.json", "**/{split}_Video-Holmes.json"),
     convert=convert,
     columns=COLUMNS,
-    options={"split": ("test", "train")},
+    options={"split": ("all", "test", "train")},
 )
