@@ -390,8 +390,9 @@ def test_reward_workers_are_made_in_the_trainers_setup_without_restarts(base):
     constructor = inspect.getsource(RewardLoopManager.__init__)
     relied_on(
         "RewardLoopManager(" in inspect.getsource(base.PPOTrainer._setup)
-        and "self.reward_loop_workers_class = ray.remote(RewardLoopWorker)" in constructor
-        and "self.reward_loop_workers_class.options(" in inspect.getsource(RewardLoopManager._init_reward_loop_workers)
+        and "self._init_reward_loop_workers()" in constructor
+        and ".remote(self.config, self.reward_router_address)"
+        in inspect.getsource(RewardLoopManager._init_reward_loop_workers)
         and "max_restarts" not in inspect.getsource(RewardLoopManager),
         "the trainer makes RewardLoopManager by its name; its workers take no restarts",
         "verl_care/workers/reward_workers.py, which may go once verl restarts them",

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from verl.experimental.reward_loop.reward_loop import RewardLoopManager, RewardLoopWorker
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,18 @@ class RestartingRewardLoopManager(RewardLoopManager):
     """verl's manager with workers that Ray restarts."""
 
     def _init_reward_loop_workers(self) -> None:
-        restarts = ray.remote(max_restarts=-1, max_task_retries=MAX_RETRIES)
-        self.reward_loop_workers_class = restarts(RestartedRewardLoopWorker)
-        super()._init_reward_loop_workers()
+        # A worker starts anew with the arguments of the dead one, and Ray 2.60 drops those that it has put into the
+        # object store by itself: keep our own reference to the config.
+        self._config_ref = ray.put(self.config)
+        worker_class = ray.remote(max_restarts=-1, max_task_retries=MAX_RETRIES)(RestartedRewardLoopWorker)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+        self.reward_loop_workers = [
+            worker_class.options(
+                name=f"reward_loop_worker_{number}",
+                scheduling_strategy=NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True),
+            ).remote(self._config_ref, self.reward_router_address)
+            for number in range(self.config.reward.num_workers)
+        ]
 
 
 @contextmanager
