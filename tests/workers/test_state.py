@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from verl_care.workers import state
 from verl_care.workers.state import STATE_FILE, StateError, load_state, save_state
 
 STATE = {"competence": [0.61], "updates": 7}
@@ -32,3 +33,17 @@ def test_a_file_that_cannot_be_used_is_named_with_the_remedy(tmp_path, text, nam
     with pytest.raises(StateError, match=named) as error:
         load_state(tmp_path, "care", 7)
     assert STATE_FILE in str(error.value) and "on_missing_state" in str(error.value)
+
+
+def test_an_older_state_goes_through_every_version_between(tmp_path, monkeypatch):
+    save_state(tmp_path, "care", 7, {"ema": 0.61})
+    monkeypatch.setattr(state, "STATE_VERSION", 3)
+    steps = {
+        1: lambda rule, old: {"competence": old["ema"]},
+        2: lambda rule, old: {"competence": [old["competence"]], "updates": 7 if rule == "care" else 0},
+    }
+    monkeypatch.setattr(state, "MIGRATIONS", steps)
+    assert load_state(tmp_path, "care", 7) == STATE
+    del steps[2]
+    with pytest.raises(StateError, match="version 2; this verl_care reads version 3"):
+        load_state(tmp_path, "care", 7)

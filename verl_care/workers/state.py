@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 STATE_FILE = "care_state.json"
 STATE_VERSION = 1
+
+MIGRATIONS: dict[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {}
+"""Version -> function of a rule's name and its state that gives the state of the next version. A field that may be
+missing needs none; one that changes its meaning does, and a new ``STATE_VERSION``."""
 
 
 class StateError(RuntimeError):
@@ -37,7 +42,7 @@ def save_state(folder: str | os.PathLike[str], rule: str, global_step: int, stat
 
 
 def load_state(folder: str | os.PathLike[str], rule: str, global_step: int) -> dict[str, Any]:
-    """The state that ``save_state`` wrote.
+    """The state that ``save_state`` wrote, brought up to today's version.
 
     Raises:
         StateError: no file, half a file, another version, rule or step.
@@ -51,6 +56,9 @@ def load_state(folder: str | os.PathLike[str], rule: str, global_step: int) -> d
         raise StateError(f"{path}: missing, so the state of rule {rule} is unknown. {remedy}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path}: not a whole state file ({error!r}). {remedy}") from None
+    while version in MIGRATIONS:
+        state = MIGRATIONS[version](saved_rule, state)
+        version += 1
     if version != STATE_VERSION:
         raise StateError(f"{path}: version {version}; this verl_care reads version {STATE_VERSION}. {remedy}")
     if saved_rule != rule or saved_step != global_step:
