@@ -341,15 +341,19 @@ def progress_bar(label: str) -> Iterator[OnProgress]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(label, total=None)
+    bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    task = bar.add_task(label, total=None)
 
-        def show(done: int, total: int, failed: int) -> None:
-            bar.update(task, completed=done, total=total, description=f"{label}, {failed} failed" if failed else label)
+    def show(done: int, total: int, failed: int) -> None:
+        # Not before there is something to show: an error in the data is one line alone.
+        bar.start()
+        bar.update(task, completed=done, total=total, description=f"{label}, {failed} failed" if failed else label)
 
+    try:
         yield show
+    finally:
+        bar.stop()
 
 
 def main(config: EvalConfig, *, as_json: bool = False) -> int:

@@ -141,7 +141,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"questions, left in {sum(m['left'] for m in moved)} whose options speak of one another or cannot be found."
         )
     if results["failed"]:
-        lines.append(f"{results['failed']} answers failed; items.parquet names each with its error.")
+        lines.append(f"Failed answers: {results['failed']}; items.parquet names each with its error.")
     if results["limit"] is not None:
         lines.append(f"Only the first {results['limit']} items of each benchmark.")
     if results["baseline"] is not None:

@@ -209,7 +209,10 @@ def mcnemar(right: Mapping[str, bool], baseline: Mapping[str, bool]) -> dict[str
     lost = sum(baseline[name] and not right[name] for name in right)
     total = gained + lost
     # Whole numbers: at thousands of questions the terms are beyond what a float holds.
-    tail = sum(math.comb(total, i) for i in range(min(gained, lost) + 1))
+    tail, term = 0, 1
+    for i in range(min(gained, lost) + 1):
+        tail += term
+        term = term * (total - i) // (i + 1)
     return {"gained": gained, "lost": lost, "p": min(1.0, 2 * tail / 2**total)}
 
 

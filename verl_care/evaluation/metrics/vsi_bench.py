@@ -29,23 +29,30 @@ DIRECTION = "object_rel_direction"
 """The task whose three difficulties are one of the eight."""
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_VIDEO_R1_EPSILON = 1e-8
+_VIDEO_R1_THRESHOLDS = np.arange(0.5, 0.975, 0.05).astype(np.float32)
+_VIDEO_R1_EPSILON = np.float32(1e-8)
 
 
 def mean_relative_accuracy(pred: float, gold: float) -> float:
     """MRA: mean over theta of 0.50, 0.55, …, 0.95 of [|pred - gold| / gold <= 1 - theta].
 
     In the official arithmetic, float64: the boundary itself counts (1 for 2 has an error of 0.5, and one hit), and the
-    grid has ``int((0.95 - 0.5) / 0.05 + 2)`` = 10 points. A gold of 0 has no relative error and scores 0.0.
+    grid has ``int((0.95 - 0.5) / 0.05 + 2)`` = 10 points. A gold that is not above 0 has no relative error: 0.0.
     """
-    if gold == 0:
+    if gold <= 0:
         return 0.0
     return float(np.mean(abs(pred - gold) / gold <= 1 - _THRESHOLDS))
 
 
 def mean_relative_accuracy_video_r1(pred: float, gold: float) -> float:
-    """Video-R1's MRA: the error is |pred - gold| / (|gold| + 1e-8) and must lie below 1 - theta."""
-    return float(np.mean(abs(pred - gold) / (abs(gold) + _VIDEO_R1_EPSILON) < 1 - _THRESHOLDS))
+    """Video-R1's MRA: the error is |pred - gold| / (|gold| + 1e-8) and must lie below 1 - theta, in float32.
+
+    In that precision the epsilon is lost beside any gold that occurs, so a number on the boundary is no hit.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        said, wanted = np.float32(pred), np.float32(gold)
+        error = np.abs(said - wanted) / (np.abs(wanted) + _VIDEO_R1_EPSILON)
+        return float(np.mean(error < 1 - _VIDEO_R1_THRESHOLDS))
 
 
 def first_token(text: str) -> str:

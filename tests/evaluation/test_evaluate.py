@@ -1,0 +1,223 @@
+"""`verl-care eval` from prepared files to results, with a real model on the CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from verl_care.cli import app
+from verl_care.data.records import RecordError, write_rows
+from verl_care.evaluation import engines, evaluate
+from verl_care.evaluation.engines import EngineConfig
+from verl_care.evaluation.evaluate import EvalConfig
+from verl_care.evaluation.recorded import EvaluationError
+
+
+@pytest.fixture(scope="module")
+def benchmarks(taught, make_row, tmp_path_factory):
+    """Five sets in the shape of published ones, in which the model is right as often as it was taught."""
+    folder = tmp_path_factory.mktemp("sets")
+    clips = taught.clips
+    video_mme = [
+        make_row(difficulty, n, clip, extra_info={"duration_class": name})
+        for n, (difficulty, name, clip) in enumerate(
+            (d, name, clip) for d, name in (("easy", "short"), ("hard", "long")) for clip in clips[:4]
+        )
+    ]
+    types = ["object_rel_direction_easy", "object_rel_direction_hard", "route_planning"]
+    vsi = [
+        make_row(d, n, clips[n], data_source="vsi_bench", extra_info={"question_type": name})
+        for n, (d, name) in enumerate(zip(("easy", "hard", "easy"), types, strict=True))
+    ]
+    number = {"problem_type": "regression", "ground_truth": "3", "options": ()}
+    vsi.append(
+        make_row(
+            "easy", 3, clips[3], data_source="vsi_bench", extra_info={"question_type": "object_counting"}, **number
+        )
+    )
+    span = {"problem_type": "temporal grounding", "ground_truth": "[[0.5, 1.5]]", "options": ()}
+    charades = [
+        make_row("easy", n, clip, data_source="charades_sta", extra_info={"duration": 2.0}, **span)
+        for n, clip in enumerate(clips[:3])
+    ]
+    tempcompass = [
+        make_row(d, n, clips[n], data_source="tempcompass", extra_info={"aspect": aspect, "format": "multi-choice"})
+        for n, (d, aspect) in enumerate(zip(("easy", "medium", "hard"), ("action", "order", "speed"), strict=True))
+    ]
+    mvbench = [
+        make_row(d, n, clips[n], data_source="mvbench", extra_info={"task_type": task})
+        for n, (d, task) in enumerate(zip(("easy", "easy", "hard"), ("action", "action", "count"), strict=True))
+    ]
+    paths = []
+    for rows in (video_mme, vsi, charades, tempcompass, mvbench):
+        paths.append(folder / rows[0]["data_source"] / "test.parquet")
+        write_rows(rows, paths[-1])
+    return paths
+
+
+def config_of(taught, benchmarks, out_dir, **changes) -> EvalConfig:
+    engine = EngineConfig(model=str(taught.model), max_model_len=512)
+    settings = {"data": tuple(map(str, benchmarks)), "out_dir": str(out_dir), "max_tokens": 40, "batch_size": 4}
+    return EvalConfig(engine=engine, **{**settings, "resamples": 200, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(taught, benchmarks, tmp_path_factory):
+    """A greedy run over all sets, with blind questions."""
+    out_dir = tmp_path_factory.mktemp("run") / "greedy"
+    evaluation = evaluate.evaluate(config_of(taught, benchmarks, out_dir, blind=True))
+    return out_dir, evaluation
+
+
+def test_scores_are_what_the_model_was_taught(finished):
+    _, evaluation = finished
+    found = evaluation.results["benchmarks"]
+    assert found["video_mme"]["headline"]["strict"]["mean"] == 0.5
+    assert found["video_mme"]["tables"]["strict"]["duration_class"] == {"long": 0.0, "short": 1.0}
+    # Directions: (1 + 0) / 2, planning 1, counting 0 (a letter is no number): (0.5 + 1 + 0) / 3.
+    assert found["vsi_bench"]["headline"]["strict"]["mean"] == pytest.approx(0.5)
+    assert found["vsi_bench"]["figures"]["strict"]["Video-R1 mean_acc"] == pytest.approx(2 / 3)
+    assert found["vsi_bench"]["figures"]["strict"]["Video-R1 mean_mra"] == 0.0
+    # Two of two right in one task, none of one in the other.
+    assert found["mvbench"]["headline"]["strict"]["mean"] == 0.5
+    # No answer is a span: wrong, and there.
+    assert found["charades_sta"]["headline"]["strict"] == {"mean": 0.0, "std": None, "low": 0.0, "high": 0.0}
+    assert found["charades_sta"]["shares"]["unparsed"] == 1.0 and found["charades_sta"]["items"] == 3
+    assert found["tempcompass"]["tables"]["strict"]["aspect"]["action"] == 1.0
+
+
+def test_tokens_shares_and_the_blind_score_are_there(finished):
+    entry = finished[1].results["benchmarks"]["video_mme"]
+    assert entry["shares"]["tagged"] == 1.0 and entry["shares"]["truncated"] == 0.0 and entry["failed"] == 0
+    assert entry["tokens"]["mean"] == pytest.approx((entry["tokens"]["right"] + entry["tokens"]["wrong"]) / 2)
+    # What the model says depends on the wording alone.
+    assert entry["blind"]["strict"]["mean"] == 0.5
+
+
+def test_the_run_is_written_as_json_markdown_a_page_and_a_table(finished):
+    out_dir, evaluation = finished
+    assert json.loads((out_dir / "results.json").read_text()) == evaluation.results
+    page, markdown = (out_dir / "results.html").read_text(), (out_dir / "results.md").read_text()
+    for name in evaluation.results["benchmarks"]:
+        assert name in page and name in markdown
+    assert "<script" not in page and "http" not in page
+    rows = pq.read_table(out_dir / "items.parquet").to_pylist()
+    assert len(rows) == 2 * 21 and {row["blind"] for row in rows} == {True, False}
+
+
+def test_a_finished_run_is_read_again_without_a_model(finished, taught, benchmarks, monkeypatch):
+    out_dir, evaluation = finished
+    monkeypatch.setattr(evaluate, "build_engine", lambda config: pytest.fail("the model was loaded"))
+    again = evaluate.evaluate(config_of(taught, benchmarks, out_dir, blind=True))
+    assert again.results == evaluation.results
+
+
+def test_a_run_that_was_killed_asks_only_what_is_missing(finished, taught, benchmarks, tmp_path, monkeypatch):
+    out_dir, evaluation = finished
+    lines = (out_dir / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    # Three whole batches of four, and half a line of the next.
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:12]) + lines[12][:25])
+    asked = []
+
+    def counting(config):
+        engine = engines.build_engine(config)
+        call = engine.__call__
+
+        class Counting:
+            describe, prefetch, close = engine.describe, engine.prefetch, engine.close
+
+            def __call__(self, requests):
+                asked.extend(requests)
+                return call(requests)
+
+        return Counting()
+
+    monkeypatch.setattr(evaluate, "build_engine", counting)
+    resumed = evaluate.evaluate(config_of(taught, benchmarks, tmp_path, blind=True))
+    assert len(asked) == len(lines) - 12
+    assert resumed.results["benchmarks"] == evaluation.results["benchmarks"]
+    assert sorted((tmp_path / "answers.jsonl").read_bytes().splitlines()) == sorted(line.strip() for line in lines)
+
+
+def test_seeds_give_a_spread_and_a_baseline_is_compared(finished, taught, benchmarks, tmp_path):
+    config = config_of(taught, benchmarks[:1], tmp_path, seeds=(0, 1), temperature=0.01, baseline=str(finished[0]))
+    entry = evaluate.evaluate(config).results["benchmarks"]["video_mme"]
+    assert entry["headline"]["strict"]["mean"] == 0.5 and entry["headline"]["strict"]["std"] == 0.0
+    compared = entry["baseline"]
+    assert compared["items"] == 8
+    assert compared["difference"]["strict"]["verdict"] == "not distinguishable"
+    assert compared["mcnemar"] == {"gained": 0, "lost": 0, "p": 1.0}
+    assert compared["token_reduction"]["items"] == 8
+
+
+def test_tokens_are_not_compared_across_budgets_or_prompts(finished, taught, benchmarks, tmp_path):
+    longer = config_of(taught, benchmarks[:1], tmp_path / "longer", max_tokens=50, baseline=str(finished[0]))
+    found = evaluate.evaluate(longer).results["benchmarks"]["video_mme"]["baseline"]["token_reduction"]
+    assert found == {"reason": "not compared: the runs have different budgets"}
+    fewer = config_of(taught, benchmarks[:1], tmp_path / "fewer", max_frames=2, baseline=str(finished[0]))
+    found = evaluate.evaluate(fewer).results["benchmarks"]["video_mme"]["baseline"]["token_reduction"]
+    assert found == {"reason": "not compared: the runs have different prompts"}
+
+
+def test_a_clip_that_cannot_be_read_stays_in_the_denominator(taught, make_row, tmp_path):
+    rows = [make_row("easy", n, clip) for n, clip in enumerate(taught.clips[:3])]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    rows.append(make_row("easy", 3, broken))
+    write_rows(rows, tmp_path / "test.parquet")
+    results = evaluate.evaluate(config_of(taught, [tmp_path], tmp_path / "run")).results
+    entry = results["benchmarks"]["video_mme"]
+    assert (entry["items"], entry["failed"], entry["headline"]["strict"]["mean"]) == (4, 1, 0.75)
+    (row,) = [row for row in pq.read_table(tmp_path / "run/items.parquet").to_pylist() if row["error"]]
+    assert row["key"] == "video_mme/3" and "broken.mp4" in row["error"]
+    assert "Failed answers: 1;" in (tmp_path / "run/results.md").read_text()
+
+
+def test_a_run_in_which_everything_fails_is_an_error(taught, make_row, tmp_path):
+    write_rows([make_row("easy", 0, tmp_path / "gone.mp4")], tmp_path / "test.parquet")
+    with pytest.raises(EvaluationError, match="all 1 requests of the first batch failed; the first: .*gone.mp4"):
+        evaluate.evaluate(config_of(taught, [tmp_path], tmp_path / "run"))
+
+
+def test_a_folder_of_another_model_is_refused(finished, taught, benchmarks):
+    config = config_of(taught, benchmarks, finished[0])
+    other = replace(config, engine=replace(config.engine, model="another"))
+    with pytest.raises(EvaluationError, match="holds answers of another run"):
+        evaluate.evaluate(other)
+
+
+def test_options_in_another_order_move_the_right_letter(taught, benchmarks, tmp_path):
+    results = evaluate.evaluate(config_of(taught, benchmarks[:1], tmp_path, option_seed=3)).results
+    entry = results["benchmarks"]["video_mme"]
+    assert entry["reordered"] == {"moved": 8, "left": 0}
+    rows = {row["key"]: row for row in pq.read_table(tmp_path / "items.parquet").to_pylist()}
+    truths = {item.key: item.ground_truth for item in evaluate.load_benchmarks(
+        config_of(taught, benchmarks[:1], tmp_path, option_seed=3))[0].items}  # fmt: skip
+    assert len(set(truths.values())) > 1
+    # The model still says A to the easy questions: right where red stayed there.
+    assert all(rows[f"video_mme/{n}"]["strict"] == float(truths[f"video_mme/{n}"] == "A") for n in range(4))
+
+
+def test_the_command_prints_the_tables_and_names_what_is_wrong(taught, benchmarks, tmp_path):
+    def invoke(*arguments):
+        return CliRunner().invoke(app, ["eval", str(taught.model), *arguments, "--max-tokens", "40"])
+
+    done = invoke(str(benchmarks[0].parent), "--out", str(tmp_path / "run"), "--limit", "2", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["benchmarks"]["video_mme"]["items"] == 2
+    gone = invoke(str(tmp_path / "gone.parquet"), "--out", str(tmp_path / "other"))
+    assert gone.exit_code == 1 and gone.stderr.startswith("error: ") and "gone.parquet" in gone.stderr
+    assert len(gone.stderr.strip().splitlines()) == 1
+    cold = invoke(str(benchmarks[0]), "--out", str(tmp_path / "cold"), "--seeds", "0,1")
+    assert cold.exit_code == 2 and "temperature" in cold.output
+
+
+def test_a_record_that_is_there_twice_is_named(taught, make_row, tmp_path):
+    rows = [make_row("easy", 0, taught.clips[0])] * 2
+    write_rows(rows, tmp_path / "test.parquet")
+    with pytest.raises(RecordError, match="record 1: video_mme/0 is there twice"):
+        evaluate.evaluate(config_of(taught, [tmp_path], tmp_path / "run"))
