@@ -225,7 +225,7 @@ class CareConfig:
         # Share of each threshold that is behind; falls from one to the next as the thresholds rise.
         behind = [min(1.0, max(0.0, (competence - t) / (2 * self.blend_width) + 0.5)) for t in self.thresholds]
         edges = [1.0, *behind, 0.0]
-        return {name: high - low for name, high, low in zip(STAGES, edges, edges[1:], strict=True) if high > low}
+        return {name: high - low for name, high, low in zip(STAGES, edges[:-1], edges[1:], strict=True) if high > low}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,9 +340,12 @@ class RolloutLogConfig:
     """Writes one Parquet file a step."""
     max_gib: float = 20.0
     """Size of the folder beyond which response texts are no longer written (numbers always are), in GiB."""
+    token_samples: int = 8
+    """Responses of an update, evenly spaced, whose tokens are written with what selected them; 0 writes none."""
 
     def __post_init__(self) -> None:
         _require(self.max_gib >= 0, "max_gib", self.max_gib, "a number >= 0")
+        _require(self.token_samples >= 0, "token_samples", self.token_samples, "an integer >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -363,7 +363,9 @@ class _Accumulator:
         batch = shared.batch
         shaped, self.state = self.rule(batch, self.state)
         reward_N = batch.score + shaped.bonus
-        advantage_N = groups.group_advantage(reward_N, batch.group, norm_by_std=norm_by_std)
+        advantage_N = shaped.advantage
+        if advantage_N is None:
+            advantage_N = groups.group_advantage(reward_N, batch.group, norm_by_std=norm_by_std)
         ones_N = torch.ones_like(reward_N, dtype=torch.float64)
         for row, value_N in enumerate((ones_N, shaped.bonus.double(), advantage_N.double())):
             self.curve[row].view(-1).index_add_(0, shared.cell_N, value_N)
@@ -454,7 +456,7 @@ def replay(batches: Iterable[ShapingBatch], rules: Mapping[str, Rule], *, norm_b
         if len(batch) == 0:
             continue
         seen += len(batch)
-        shared = _Shared(batch, norm_by_std)
+        shared = _Shared(replace(batch, norm_by_std=norm_by_std), norm_by_std)
         for accumulator in accumulators:
             try:
                 accumulator.add(shared, norm_by_std)

@@ -157,11 +157,14 @@ def simulate(rule: Rule, model: Model | None = None, *, seed: int = 0, label: st
             group=group_N,
             prompt_key=[f"pool/{i}" for i in prompt[group_N].tolist()],
             step=step,
+            norm_by_std=model.norm_by_std,
             extra=_neutral_extra(rule, length_N, model),
         )
         shaped, state = rule(batch, state)
         reward_N = accuracy_N + shaped.bonus
-        advantage_N = groups.group_advantage(reward_N, group_N, norm_by_std=model.norm_by_std)
+        advantage_N = shaped.advantage
+        if advantage_N is None:
+            advantage_N = groups.group_advantage(reward_N, group_N, norm_by_std=model.norm_by_std)
         # The policy's own gradient: of the log-normal by its mean, of the Bernoulli by its logit.
         mean_log += model.length_rate * float((advantage_N * noise_N).mean()) / model.length_spread
         skill += (

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from verl_care.config import STAGES, CareConfig
 from verl_care.shaping import get_rule
 from verl_care.shaping.base import ShapingBatch
-from verl_care.shaping.care import CareRule, assign_replicas, shape
+from verl_care.shaping.care import CareRule, assign_replicas, decoupled_advantage, shape
 from verl_care.shaping.competence import CompetenceState
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "care_published.json").read_text())["cases"]
@@ -263,3 +263,176 @@ def test_state_of_another_scope_is_refused():
         get_rule("care").state_from_dict(state)
     with pytest.raises(ValueError, match="updates"):
         get_rule("care").state_from_dict({"competence": [0.5]})
+
+
+# Beyond the paper: hysteresis, blend, decoupled effort, the clock, and a competence for each data source
+
+
+@pytest.mark.parametrize(
+    ("previous", "competence", "expected"),
+    [
+        ("explore", 0.71, "explore"),
+        ("explore", 0.7201, "refine"),
+        ("refine", 0.701, "refine"),
+        ("refine", 0.699, "refine"),
+        ("refine", 0.689, "explore"),
+        ("explore_hard", 0.80, "concise"),
+        ("concise", 0.30, "explore_hard"),
+        (None, 0.71, "refine"),
+    ],
+)
+def test_margins_keep_a_stage_until_the_competence_is_clear_of_its_threshold(previous, competence, expected):
+    config = CareConfig(rise_margin=0.02, fall_margin=0.01)
+    assert config.stage_of(competence, previous) == expected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_without_margins_the_stage_before_does_not_matter(competences):
+    config, previous = CareConfig(), None
+    for competence in competences:
+        assert config.stage_of(competence, previous) == config.stage_of(competence)
+        previous = config.stage_of(competence)
+
+
+def _steps(config, pass_rates, **extra):
+    rule, state, stages = CareRule(config=config), None, []
+    for step, rate in enumerate(pass_rates, start=1):
+        accuracy = torch.tensor([1.0] * round(100 * rate) + [0.0] * round(100 * (1 - rate)))
+        batch = ShapingBatch(
+            score=accuracy,
+            accuracy=accuracy,
+            correct=accuracy > 0,
+            length=torch.arange(100.0) + 1,
+            group=torch.arange(100) // 10,
+            step=step,
+            **extra,
+        )
+        shaped, state = rule(batch, state)
+        stages.append(shaped.columns["stage"][0])
+    return stages, state
+
+
+def test_hysteresis_stops_the_stage_from_flickering_and_survives_a_resume():
+    # λ = 0: the competence is the pass rate. Around the threshold 0.75 the published stages change at every step.
+    rates = [0.74, 0.76, 0.74, 0.76, 0.78, 0.76, 0.74]
+    published = CareConfig(ema_decay=0.0)
+    margins = dataclasses.replace(published, rise_margin=0.02)
+    assert _steps(published, rates)[0] == ["refine", "concise", "refine", "concise", "concise", "concise", "refine"]
+    stages, state = _steps(margins, rates)
+    assert stages == ["refine", "refine", "refine", "refine", "concise", "concise", "refine"]
+    assert state.stages == ("refine",)
+    assert CareRule(config=margins).state_from_dict(json.loads(json.dumps(state.to_dict()))) == state
+    assert "stages" not in _steps(published, rates)[1].to_dict()
+
+
+def test_blended_shares_add_up_and_move_evenly():
+    config = CareConfig(blend_width=0.02)
+    # Halfway through the band around 0.70, from 0.68 to 0.72; and three quarters.
+    assert config.stage_shares(0.70, "refine") == pytest.approx({"explore": 0.5, "refine": 0.5})
+    assert config.stage_shares(0.71, "refine") == pytest.approx({"explore": 0.25, "refine": 0.75})
+    assert config.stage_shares(0.60, "explore_hard") == {"explore_hard": 1.0}
+    for competence in torch.linspace(0, 1, 201).tolist():
+        shares = config.stage_shares(competence, config.stage_of(competence))
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
+    # Bands that overlap.
+    assert sum(CareConfig(blend_width=0.1).stage_shares(0.7, "refine").values()) == pytest.approx(1)
+
+
+def test_a_blend_is_the_mean_of_both_stages_and_does_not_jump():
+    accuracy, length = torch.tensor([1.0, 1.0, 0.5]), torch.tensor([100.0, 400.0, 250.0])
+    group = torch.tensor([0, 0, 1])
+    base = CareConfig(ema_decay=1.0)
+    explore, refine = (
+        shape(accuracy, length, group, 0.71, dataclasses.replace(base, fixed_stage=stage)).bonus
+        for stage in ("explore", "refine")
+    )
+    blended = shape(accuracy, length, group, 0.71, dataclasses.replace(base, blend_width=0.02)).bonus
+    torch.testing.assert_close(blended, 0.25 * explore + 0.75 * refine)
+    for threshold in base.thresholds:
+        for config, jumps in ((base, True), (dataclasses.replace(base, blend_width=0.02), False)):
+            below, above = (shape(accuracy, length, group, threshold + d, config).bonus for d in (-1e-4, 1e-4))
+            assert bool((below - above).abs().max() > 2e-3) is jumps
+
+
+def test_decoupled_advantages_leave_an_all_right_group_as_small_as_its_efforts():
+    # Group 0, all right: efforts e and e + 0.01. Published: (r - mean) / std = -+ 0.707, whatever they differ by.
+    score = torch.tensor([2.0, 2.0, 2.0, 1.0])
+    effort = torch.tensor([0.10, 0.11, 0.10, 0.0])
+    group = torch.tensor([0, 0, 1, 1])
+    advantage = decoupled_advantage(score, effort, group, 0.5)
+    torch.testing.assert_close(advantage[:2], torch.tensor([-0.01, 0.01]))
+    # Group 1: score part +- 1 / sqrt(2) by the sample deviation, effort part +- 0.05 / 0.5.
+    expected = torch.tensor([math.sqrt(0.5) + 0.1, -math.sqrt(0.5) - 0.1])
+    torch.testing.assert_close(advantage[2:], expected, atol=1e-5, rtol=0)
+    centred = decoupled_advantage(score, effort, group, 0.5, norm_by_std=False)
+    torch.testing.assert_close(centred, torch.tensor([-0.005, 0.005, 0.55, -0.55]))
+
+
+def test_only_the_decoupled_form_gives_advantages_of_its_own():
+    batch = ShapingBatch(
+        score=torch.tensor([2.0, 2.0]),
+        accuracy=torch.ones(2),
+        correct=torch.ones(2, dtype=torch.bool),
+        length=torch.tensor([100.0, 300.0]),
+        group=torch.tensor([0, 0]),
+    )
+    joint, _ = CareRule()(batch)
+    decoupled, _ = CareRule(config=CareConfig(advantage="decoupled"))(batch)
+    assert joint.advantage is None
+    torch.testing.assert_close(decoupled.bonus, joint.bonus)
+    half = float(joint.bonus[1] - joint.bonus[0]) / 2
+    torch.testing.assert_close(decoupled.advantage, torch.tensor([-half, half]) / 0.1)
+
+
+def test_the_clock_switches_at_its_step_whatever_the_competence():
+    assert _steps(CareConfig(clock_step=3), [1.0] * 4)[0] == ["explore_hard"] * 2 + ["concise"] * 2
+    assert _steps(CareConfig(clock_step=3), [0.0] * 4)[0] == ["explore_hard"] * 2 + ["concise"] * 2
+
+
+def _source_batch(accuracy, sources, step=1):
+    accuracy = torch.tensor(accuracy)
+    return ShapingBatch(
+        score=accuracy,
+        accuracy=accuracy,
+        correct=accuracy > 0.1,
+        length=torch.tensor([100.0, 300.0] * (len(accuracy) // 2)),
+        group=torch.arange(len(accuracy)) // 2,
+        prompt_key=[f"{source}/{i // 2}" for i, source in enumerate(sources)],
+        step=step,
+    )
+
+
+def test_each_data_source_has_a_competence_and_a_stage_of_its_own():
+    config = CareConfig(competence_scope="data_source", ema_decay=0.5)
+    rule = CareRule(config=config)
+    shaped, state = rule(_source_batch([1.0, 1.0, 0.0, 0.0], ["mc"] * 2 + ["ground/ing"] * 2))
+    assert dict(zip(state.sources, state.competence, strict=True)) == pytest.approx({"ground/ing": 0.3, "mc": 0.8})
+    assert shaped.columns["stage"] == ["concise", "concise", "explore_hard", "explore_hard"]
+    # Equal to two runs with one source each; a source that is absent stays where it is.
+    alone, alone_state = CareRule(config=CareConfig(ema_decay=0.5))(_source_batch([1.0, 1.0], ["mc"] * 2))
+    torch.testing.assert_close(shaped.bonus[:2], alone.bonus)
+    shaped, later = rule(_source_batch([1.0, 0.0, 1.0, 1.0], ["mc"] * 2 + ["new"] * 2, step=2), state)
+    assert dict(zip(later.sources, later.competence, strict=True)) == pytest.approx(
+        {"ground/ing": 0.3, "mc": 0.65, "new": 0.8}
+    )
+    assert alone_state.competence == pytest.approx((0.8,))
+    assert rule.state_metrics(later)["care/competence/mc"] == pytest.approx(0.65)
+    assert rule.state_from_dict(json.loads(json.dumps(later.to_dict()))) == later
+    with pytest.raises(ValueError, match="one competence a data source"):
+        CareRule().state_from_dict(later.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blend_width": 0.1, "rise_margin": 0.1}, "blend_width: expected 0 together"),
+        ({"clock_step": 5, "fixed_stage": "explore"}, "clock_step"),
+        ({"clock_step": 0}, "clock_step"),
+        ({"advantage": "apart"}, "advantage: expected joint or decoupled"),
+        ({"effort_std": 0.0}, "effort_std"),
+        ({"fall_margin": -0.1}, "fall_margin"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        CareConfig(**options)

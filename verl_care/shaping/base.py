@@ -133,6 +133,11 @@ class Rule:
     """Where formula and constants come from."""
     properties: ClassVar[Properties]
 
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        """Columns of ``extra`` that this rule reads, with the value where a record gives none; None: it needs one."""
+        return dict.fromkeys(self.properties.needs)
+
     def initial_state(self) -> Any:
         """State before the first update."""
         return NoState()

@@ -76,6 +76,11 @@ class ContrastedRule:
         """Name of the rule behind."""
         return self.rule.name
 
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        """Columns of ``extra`` that the rule reads."""
+        return self.rule.wanted_extra
+
     def initial_state(self) -> Any:
         """State of the rule before the first update."""
         return self.rule.initial_state()

@@ -37,6 +37,25 @@ def compute_batch_metrics(batch: ShapingBatch) -> dict[str, float]:
     return metrics
 
 
+def compute_survival_metrics(batch: ShapingBatch, num_prompts: int, responses_a_prompt: int) -> dict[str, float]:
+    """How much of what was asked for came back; sessions that raised or timed out left nothing.
+
+    A group of one is told apart: GRPO takes its reward for its advantage, neither centred nor scaled.
+
+    Args:
+        batch: the responses that are there.
+        num_prompts: prompts of an update.
+        responses_a_prompt: verl's ``rollout.n``.
+    """
+    index_N, num_groups = groups.index_groups(batch.group)
+    size_G = torch.bincount(index_N, minlength=num_groups)
+    return {
+        "care/rollouts/missing": 1.0 - len(batch) / (num_prompts * responses_a_prompt),
+        "care/groups/short": float((size_G < responses_a_prompt).float().mean()) if num_groups else 0.0,
+        "care/groups/single": float((size_G == 1).float().mean()) if num_groups else 0.0,
+    }
+
+
 def compute_shaping_metrics(
     batch: ShapingBatch, shaped: Shaped, *, norm_by_std: bool = True, eps: float = 1e-6
 ) -> dict[str, float]:
@@ -62,7 +81,7 @@ def compute_shaping_metrics(
         return float((full_N - advantage(without_N)).abs().mean())
 
     reward_N = batch.score + shaped.bonus
-    full_N = advantage(reward_N)
+    full_N = advantage(reward_N) if shaped.advantage is None else shaped.advantage
     temporal_N = shaped.columns.get("temporal_bonus")
     effort_N = shaped.bonus if temporal_N is None else shaped.bonus - temporal_N
     base_N = reward_N - effort_N

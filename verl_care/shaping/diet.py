@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,10 @@ class DietRule(LengthRule):
         require(self.anneal_steps is None or self.anneal_steps >= 1, "anneal_steps", self.anneal_steps, "null or >= 1")
         require(self.target_scale >= 0, "target_scale", self.target_scale, "a number >= 0")
 
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        return {"target_length": math.nan} if self.form == "target" else {}
+
     def compute_bonus(self, batch: ShapingBatch, state: Any) -> Tensor:
         index_N, num_groups = groups.index_groups(batch.group)
         rate_G = pass_rate(batch, index_N, num_groups)
@@ -75,7 +80,7 @@ class DietRule(LengthRule):
         return (math.cos(math.pi * min(step / self.anneal_steps, 1.0)) + 1) / 2
 
     def _target(self, batch: ShapingBatch, rate_G: Tensor, index_N: Tensor, num_groups: int) -> Tensor:
-        if "target_length" in batch.extra:
-            return extra_column(batch, "target_length")
+        given_N = extra_column(batch, "target_length", math.nan)
         uniform_G = group_uniform(batch, index_N, num_groups).to(rate_G.dtype)
-        return (self.target_scale * (1 - rate_G - 0.1 * (1 - uniform_G)))[index_N]
+        drawn_N = (self.target_scale * (1 - rate_G - 0.1 * (1 - uniform_G)))[index_N]
+        return torch.where(given_N.isnan(), drawn_N, given_N)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ class GroupRelativeRule(LengthRule):
     """Right answers only, and only where a group has two.
 
     ``nemo_rl``: bonus = c * (raw - mean raw), raw = 1 - (l - min) / (max - min); sums to zero. With
-    ``extra.profile_length`` only groups whose mean right length exceeds it are shaped.
+    ``extra.profile_length`` (0 where a record has none) only groups whose mean right length exceeds it are shaped.
     ``miles``: penalty = min(cap, slope * (l - allowed)+ / ref), allowed = factor * ref + slack, ref the 25 % quantile;
     the reward never falls below ``least_reward`` by it.
     """
@@ -57,6 +58,10 @@ class GroupRelativeRule(LengthRule):
         require(0 <= self.quantile <= 1, "quantile", self.quantile, "a number in [0, 1]")
         for name in ("coefficient", "allowed_factor", "allowed_slack", "slope", "penalty_cap"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        return {"profile_length": 0.0} if self.form == "nemo_rl" else {}
 
     def compute_bonus(self, batch: ShapingBatch, state: Any) -> Tensor:
         index_N, num_groups = groups.index_groups(batch.group)

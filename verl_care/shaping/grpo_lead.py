@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from verl_care.shaping import groups
-from verl_care.shaping.base import Properties, ShapingBatch, register_rule
-from verl_care.shaping.length_rule import LengthRule, require
+from verl_care.shaping.base import Properties, Shaped, ShapingBatch, register_rule
+from verl_care.shaping.length_rule import LengthRule, pass_rate, require
 
 
 def compute_difficulty_weight(
@@ -19,7 +19,7 @@ def compute_difficulty_weight(
     """GRPO-LEAD's weight of advantages: w(p) = A + (B - A) / (1 + exp(k * (p - p0))).
 
     Positive advantages are multiplied by w(p), the others by w(1 - p). It acts after the group normalisation and is
-    therefore no part of the bonus (GRPO-LEAD core_algos.py).
+    therefore no part of the bonus but an advantage of its own (GRPO-LEAD core_algos.py).
 
     Args:
         pass_rate: share of right answers in the group, any shape, in [0, 1].
@@ -47,12 +47,24 @@ class GrpoLeadRule(LengthRule):
     default shapes every group. A group of fewer than three is never skipped."""
     eps: float = 1e-6
     """Added to the standard deviation."""
+    difficulty_weight: bool = True
+    """Multiplies advantages by ``compute_difficulty_weight``, as published; False leaves them to verl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.alpha >= 0, "alpha", self.alpha, "a number >= 0")
         require(self.skip_below_tokens >= 0, "skip_below_tokens", self.skip_below_tokens, "a number >= 0")
         require(self.eps > 0, "eps", self.eps, "a number > 0")
+
+    def shape(self, batch: ShapingBatch, state: Any) -> tuple[Shaped, Any]:
+        shaped, state = super().shape(batch, state)
+        if not self.difficulty_weight:
+            return shaped, state
+        advantage_N = groups.group_advantage(batch.score + shaped.bonus, batch.group, norm_by_std=batch.norm_by_std)
+        index_N, num_groups = groups.index_groups(batch.group)
+        rate_N = pass_rate(batch, index_N, num_groups)[index_N]
+        weight_N = compute_difficulty_weight(torch.where(advantage_N > 0, rate_N, 1 - rate_N))
+        return replace(shaped, advantage=advantage_N * weight_N), state
 
     def compute_bonus(self, batch: ShapingBatch, state: Any) -> Tensor:
         index_N, num_groups = groups.index_groups(batch.group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,10 @@ class LaserDERule(_DynamicLaser):
     properties: ClassVar[Properties] = Properties(
         ranks_wrong_by_length=True, signal_when_all_right=True, right_below_wrong=False
     )
+
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        return {"repetitive": 0.0}
 
     def compute_bonus(self, batch: ShapingBatch, state: LaserState) -> Tensor:
         within_N = self._within_target(batch, state)

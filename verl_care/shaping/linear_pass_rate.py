@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,9 +40,17 @@ class LinearPassRateRule(LengthRule):
         for name in ("output_weight", "input_weight", "turn_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
 
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        return {name: None for name, weight in self._other_weights if weight > 0}
+
+    @property
+    def _other_weights(self) -> tuple[tuple[str, float], ...]:
+        return (("input_length", self.input_weight), ("num_turns", self.turn_weight))
+
     def compute_bonus(self, batch: ShapingBatch, state: Any) -> Tensor:
         cost_N = self.output_weight * self._relative(batch.length, batch)
-        for name, weight in (("input_length", self.input_weight), ("num_turns", self.turn_weight)):
+        for name, weight in self._other_weights:
             if name in batch.extra:
                 cost_N = cost_N + weight * self._relative(extra_column(batch, name), batch)
         return -groups.group_mean(batch.accuracy, batch.group) * cost_N

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +60,10 @@ class PixelThinkRule(LengthRule):
             "a number <= hard_difficulty",
         )
         require(self.form in FORMS, "form", self.form, f"one of {FORMS}")
+
+    @property
+    def wanted_extra(self) -> Mapping[str, float | None]:
+        return {"uncertainty": 0.0} if self.form == "piecewise" else {}
 
     def compute_bonus(self, batch: ShapingBatch, state: Any) -> Tensor:
         index_N, num_groups = groups.index_groups(batch.group)

@@ -7,7 +7,7 @@ they are told apart by their tag. Only the last output of a session counts, as i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,20 @@ from torch import Tensor
 
 from verl_care.data.shuffle import SHUFFLED_DELAY_FIELD, SHUFFLED_SECONDS_FIELD, SHUFFLED_TOKENS_FIELD
 from verl_care.shaping.base import ShapingBatch
+from verl_care.shaping.extra import collect_extra, is_repetitive, skips_thinking
 
 FIELDS = ["rm_scores", "response_mask", "extra_fields", "data_source", "index"]
 """Columns of TransferQueue that shaping reads; never pixels nor log-probs."""
+
+
+def columns_for(wanted: Mapping[str, Any]) -> list[str]:
+    """Columns of TransferQueue that a rule's wishes for ``extra`` need besides ``FIELDS``."""
+    sources = {
+        "extra_info": bool(wanted),
+        "num_turns": not wanted.keys().isdisjoint({"num_turns", "direct"}),
+        "responses": not wanted.keys().isdisjoint({"no_think", "repetitive"}),
+    }
+    return [name for name, is_needed in sources.items() if is_needed]
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,10 @@ def read_rollouts(
     correct_threshold: float,
     evicted_pass_rate: Tensor | None = None,
     require_accuracy: bool = True,
+    wanted: Mapping[str, float | None] | None = None,
+    rule: str = "",
+    decode: Callable[[list[int]], str] | None = None,
+    norm_by_std: bool = True,
 ) -> RolloutRows:
     """Makes the shaping inputs of one update from columns of TransferQueue.
 
@@ -97,9 +112,14 @@ def read_rollouts(
         correct_threshold: accuracies above count as correct.
         evicted_pass_rate: pass rates of groups that group filtering removed, (E,).
         require_accuracy: False, for a manager that is not ours: the score stands in where there is no ``acc``.
+        wanted: what the rule reads of ``extra``, ``Rule.wanted_extra``; ``data`` then has ``columns_for(wanted)`` too.
+        rule: its name, for messages.
+        decode: token ids to text, where ``no_think`` is wanted.
+        norm_by_std: verl's ``algorithm.norm_adv_by_std_in_grpo``.
 
     Raises:
-        ValueError: a response without ``acc`` in its ``reward_extra_info``; names the record.
+        ValueError: a response without ``acc`` in its ``reward_extra_info``, or a record without a value that the rule
+            needs; names the record.
     """
     final_rows, session_rows = final_outputs(keys, tags)
     extra_fields = as_list(data["extra_fields"])
@@ -124,6 +144,11 @@ def read_rollouts(
     group_of: dict[str, int] = {}
     group = torch.tensor([group_of.setdefault(uid, len(group_of)) for uid, _, _ in names], dtype=torch.int64)
     extra: dict[str, Any] = {}
+    if wanted:
+        extra_info = as_list(data["extra_info"])
+        records = [extra_info[row] for row in final_rows]
+        measured = _measure(wanted, data, [tags[row] for row in final_rows], final_rows, decode)
+        extra.update(collect_extra(wanted, records, measured, prompt_keys, rule))
     if evicted_pass_rate is not None:
         extra["evicted_pass_rate"] = evicted_pass_rate
     if any(info.get("acc_shuffled") is not None for info in infos):
@@ -138,6 +163,7 @@ def read_rollouts(
             group=group,
             prompt_key=prompt_keys,
             step=step,
+            norm_by_std=norm_by_std,
             extra=extra,
         ),
         final_rows=final_rows,
@@ -156,6 +182,32 @@ def read_rollouts(
             if extra_fields[row].get(SHUFFLED_TOKENS_FIELD)
         ],
     )
+
+
+def _measure(
+    wanted: Mapping[str, Any],
+    data: Any,
+    tags: Sequence[dict],
+    rows: Sequence[int],
+    decode: Callable[[list[int]], str] | None,
+) -> dict[str, list[float]]:
+    """What can be read off the responses themselves, by name of the column."""
+    measured: dict[str, list[float]] = {}
+    if "input_length" in wanted:
+        measured["input_length"] = [float(tag["prompt_len"]) for tag in tags]
+    if not wanted.keys().isdisjoint({"num_turns", "direct"}):
+        column = as_list(data["num_turns"])
+        turns = [float(column[row]) for row in rows]
+        # A prompt and its answer are two turns; a tool takes more.
+        measured |= {"num_turns": turns, "direct": [float(count <= 2) for count in turns]}
+    if not wanted.keys().isdisjoint({"no_think", "repetitive"}):
+        responses = data["responses"].unbind()
+        tokens = [responses[row].tolist() for row in rows]
+        if "repetitive" in wanted:
+            measured["repetitive"] = [float(is_repetitive(ids)) for ids in tokens]
+        if "no_think" in wanted and decode is not None:
+            measured["no_think"] = [float(skips_thinking(decode(ids))) for ids in tokens]
+    return measured
 
 
 def row_sums(nested: Tensor) -> Tensor:
@@ -180,4 +232,24 @@ def add_bonus(rm_scores: Tensor, rows: RolloutRows, bonus_N: Tensor) -> Tensor:
     if rows.session_rows:
         row, response = torch.tensor(rows.session_rows, dtype=torch.int64).T
         values[offsets[row + 1] - 1] += bonus_N[response].to(values.dtype)
+    return torch.nested.nested_tensor_from_jagged(values, offsets)
+
+
+def spread_advantage(response_mask: Tensor, rows: RolloutRows, advantage_N: Tensor) -> Tensor:
+    """Token-level advantages: each response's on every unmasked token of all outputs of its session, as in GRPO.
+
+    Args:
+        response_mask: jagged (rows, response length), 1 where a token was sampled.
+        rows: what ``advantage_N`` belongs to.
+        advantage_N: one advantage a response, (N,).
+
+    Returns:
+        A jagged float32 tensor with the offsets of ``response_mask``; 0 on padding rows.
+    """
+    offsets = response_mask.offsets()
+    per_row = torch.zeros(len(offsets) - 1)
+    if rows.session_rows:
+        row, response = torch.tensor(rows.session_rows, dtype=torch.int64).T
+        per_row[row] = advantage_N[response].float()
+    values = per_row.repeat_interleave(offsets.diff()) * response_mask.values()
     return torch.nested.nested_tensor_from_jagged(values, offsets)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,17 @@ from verl_care.config import Config, load_config
 from verl_care.data.shuffle import SHUFFLED_RESPONSES_COLUMN
 from verl_care.reward_manager.base import CareRewardManagerBase
 from verl_care.shaping.base import NoState, Rule, Shaped, ShapingBatch
-from verl_care.shaping.diagnostics import compute_batch_metrics, compute_shaping_metrics
+from verl_care.shaping.diagnostics import compute_batch_metrics, compute_shaping_metrics, compute_survival_metrics
 from verl_care.shaping.groups import group_mean
-from verl_care.workers.batch import FIELDS, RolloutRows, add_bonus, as_list, read_rollouts
+from verl_care.workers.batch import (
+    FIELDS,
+    RolloutRows,
+    add_bonus,
+    as_list,
+    columns_for,
+    read_rollouts,
+    spread_advantage,
+)
 from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
 from verl_care.workers.state import StateError, load_state, save_state
@@ -56,6 +64,8 @@ class CareTrainerMixin(ValidationMixin):
 
     verl_mode: str
     """verl's own name of the trainer below."""
+    selection_columns: Callable[[list[int], torch.Tensor | None], dict[str, Any]]
+    """Columns of the rollout log that ``TokenSelectionMixin`` gives."""
 
     def __init__(self, config: DictConfig) -> None:
         with open_dict(config):
@@ -77,6 +87,8 @@ class CareTrainerMixin(ValidationMixin):
         self.num_shuffled_responses = self._count_shuffled_responses()
         check_loss_mode(self.care_config, self.config.actor_rollout_ref.actor.loss_agg_mode)
         self._filtered_in_advance: Mapping[float, int] = {}
+        self._prompts_an_update = self.config.data.train_batch_size // self.parameter_sync_step
+        self._responses_a_prompt = self.config.actor_rollout_ref.rollout.n
         log = self.care_config.rollout_log
         self.rollout_log = (
             RolloutLog(self.config.trainer.default_local_dir, int(log.max_gib * 2**30)) if log.enabled else None
@@ -123,7 +135,10 @@ class CareTrainerMixin(ValidationMixin):
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
         if self.shaper is None and self.rollout_log is None:
             return super()._compute_advantage(batch, metrics)
-        fields = FIELDS + (["responses"] if self.rollout_log is not None and self.rollout_log.keeps_text else [])
+        wanted = self.shaper.wanted_extra if self.shaper is not None else {}
+        texts_are_logged = self.rollout_log is not None and self.rollout_log.keeps_text
+        fields = list(dict.fromkeys([*FIELDS, *columns_for(wanted), *(["responses"] if texts_are_logged else [])]))
+        norm_by_std = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         rows = read_rollouts(
             batch.keys,
@@ -133,8 +148,13 @@ class CareTrainerMixin(ValidationMixin):
             correct_threshold=self.care_config.shaping.correct_threshold,
             evicted_pass_rate=self._evicted_pass_rates(metrics),
             require_accuracy=self.shaper is not None,
+            wanted=wanted,
+            rule=self.shaper.name if self.shaper is not None else "",
+            decode=lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True),
+            norm_by_std=norm_by_std,
         )
         metrics.update(compute_batch_metrics(rows.batch))
+        metrics.update(compute_survival_metrics(rows.batch, self._prompts_an_update, self._responses_a_prompt))
         metrics.update(_reward_metrics(rows))
         metrics.update(_shuffled_metrics(rows))
         if self.shaper is None:
@@ -144,23 +164,43 @@ class CareTrainerMixin(ValidationMixin):
             shaped, self.shaper_state = self.shaper(rows.batch, self.shaper_state)
             metrics.update(shaped.metrics)
             metrics.update(self.shaper.state_metrics(self.shaper_state))
-            norm_by_std = self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
             metrics.update(compute_shaping_metrics(rows.batch, shaped, norm_by_std=norm_by_std))
-            result = self._advantage_of(
-                batch, metrics, data["rm_scores"], add_bonus(data["rm_scores"], rows, shaped.bonus)
-            )
+            advantages = None
+            if shaped.advantage is not None:
+                self._check_estimator(self.shaper.name)
+                advantages = spread_advantage(data["response_mask"], rows, shaped.advantage)
+            rewards = add_bonus(data["rm_scores"], rows, shaped.bonus)
+            result = self._advantage_of(batch, metrics, data["rm_scores"], rewards, advantages)
         if self.rollout_log is not None:
             self._write_log(self.rollout_log, rows, shaped, data)
         return result
 
-    def _advantage_of(self, batch: Any, metrics: dict, rm_scores: torch.Tensor, rewards: torch.Tensor) -> Any:
-        """verl's advantages of the shaped rewards, with the raw scores put back behind them."""
+    def _check_estimator(self, rule: str) -> None:
+        """Refuses a rule's own advantages where verl would make something else of its rewards than GRPO does."""
+        algorithm = self.config.algorithm
+        if algorithm.adv_estimator != "grpo" or algorithm.use_kl_in_reward:
+            raise ValueError(
+                f"rule {rule} gives advantages in place of GRPO's: set algorithm.adv_estimator=grpo and "
+                f"algorithm.use_kl_in_reward=False; got {algorithm.adv_estimator} and {algorithm.use_kl_in_reward}"
+            )
+
+    def _advantage_of(
+        self,
+        batch: Any,
+        metrics: dict,
+        rm_scores: torch.Tensor,
+        rewards: torch.Tensor,
+        advantages: torch.Tensor | None = None,
+    ) -> Any:
+        """Advantages of the shaped rewards, verl's or the rule's own, with the raw scores put back behind them."""
         keys, partition_id = batch.keys, batch.partition_id
         tq.kv_batch_put(
             keys=keys, partition_id=partition_id, fields=TensorDict({"rm_scores": rewards}, batch_size=len(keys))
         )
         super()._compute_advantage(batch, metrics)
         restored = {"rm_scores": rm_scores}
+        if advantages is not None:
+            restored |= {"advantages": advantages, "returns": advantages}
         if not self.config.algorithm.use_kl_in_reward:
             restored["token_level_rewards"] = rewards
         # Workers fetch the fields that the last returned meta names, so this put's is the one to go on with.
@@ -183,16 +223,14 @@ class CareTrainerMixin(ValidationMixin):
 
     def _write_log(self, log: RolloutLog, rows: RolloutRows, shaped: Shaped, data: Any) -> None:
         texts: list[str | None] = [None] * len(rows)
-        if "responses" in data.keys():
+        if log.keeps_text:
             responses = data["responses"].unbind()
             texts = self.tokenizer.batch_decode(
                 [responses[row].tolist() for row in rows.final_rows], skip_special_tokens=True
             )
-        log.write(
-            self.global_steps,
-            self.local_trigger_step,
-            _log_columns(rows, shaped, texts, shaped_by=self.shaper is not None),
-        )
+        columns = _log_columns(rows, shaped, texts, shaped_by=self.shaper is not None)
+        columns |= self.selection_columns(rows.final_rows, data.get("responses"))
+        log.write(self.global_steps, self.local_trigger_step, columns)
 
     def _compute_metrics(self, batch: Any, metrics: dict, timing_raw: dict, global_steps: int, epoch: int) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
