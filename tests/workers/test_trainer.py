@@ -29,6 +29,18 @@ PROMPTS = {
 }
 
 
+SEPARATE = [
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "trainer.v1.separate_async.parameter_sync_step=2",
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+]
+MODES = pytest.mark.parametrize(
+    ("mode", "overrides"), [("care_sync", []), ("care_colocate_async", []), ("care_separate_async", SEPARATE)]
+)
+
+
 @functools.cache
 def compose(mode, manager, overrides):
     return build_config(
@@ -196,24 +208,45 @@ def test_only_the_final_output_of_a_session_counts(partition, tmp_path):
         assert many.metrics[name] == pytest.approx(one.metrics[name], abs=1e-6), name
 
 
-def test_short_groups_count_their_survivors(partition, tmp_path):
+@MODES
+def test_short_groups_count_their_survivors(partition, tmp_path, mode, overrides):
     prompts = {"a": {"accuracy": [1, None, None, 0], "length": [40] * 4}, "b": PROMPTS["d"]}
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, *overrides, mode=mode)
     update = run_update(trainer, put(make_rows(prompts), partition))
     expected, competence = expected_of(prompts)
     assert update.metrics["care/pass_rate"] == pytest.approx(0.75)
+    asked = 8 if mode == "care_separate_async" else 16
+    assert update.metrics["care/rollouts/missing"] == pytest.approx(1 - 6 / asked)
+    assert update.metrics["care/groups/short"] == 0.5 and update.metrics["care/groups/single"] == 0
     assert update.metrics["care/competence"] == pytest.approx(competence, abs=1e-6)
     rewards = totals(update, "token_level_rewards")
     for key, parts in expected.items():
         assert rewards[key] == pytest.approx(sum(parts), abs=1e-5), key
 
 
-def test_a_lone_survivor_gets_what_verl_gives_it(partition, tmp_path):
+@MODES
+def test_a_lone_survivor_gets_what_verl_gives_it(partition, tmp_path, mode, overrides):
     prompts = {"a": {"accuracy": [None, 1, None, None], "length": [40] * 4}, "b": PROMPTS["a"]}
-    update = run_update(make_trainer(tmp_path), put(make_rows(prompts), partition))
+    update = run_update(make_trainer(tmp_path, *overrides, mode=mode), put(make_rows(prompts), partition))
+    assert update.metrics["care/groups/single"] == 0.5
     expected, _ = expected_of(prompts)
     advantage = read_rows(update.batch, "advantages")["a_1_0"]["advantages"]
     assert torch.allclose(advantage, torch.tensor(sum(expected["a_1_0"])), atol=1e-4)
+
+
+@MODES
+def test_a_batch_with_nothing_right_moves_by_format_alone(partition, tmp_path, mode, overrides):
+    # Empty responses (an end token alone), budget-long ones and missing formats, none of them right.
+    wrong = {"accuracy": [0] * 4, "length": [1, 1, 700, 30], "format": [0, 1, 0, 1]}
+    trainer = make_trainer(tmp_path, *overrides, mode=mode)
+    update = run_update(trainer, put(make_rows({"a": wrong, "b": wrong}), partition))
+    assert totals(update, "token_level_rewards") == totals(update, "rm_scores")
+    assert update.metrics["care/groups/all_wrong"] == 1 and update.metrics["care/pass_rate"] == 0
+    assert update.metrics["care/competence"] == pytest.approx(0.60 * 0.99, abs=1e-6)
+    for uid in "ab":
+        for session, advantage in enumerate(grpo(wrong["format"])):
+            row = advantages_of(update)[f"{uid}_{session}_0"]
+            assert torch.allclose(row, torch.full_like(row, advantage), atol=1e-4)
 
 
 def test_kl_in_the_reward_comes_on_top_of_shaping(partition, tmp_path):
@@ -547,15 +580,6 @@ def test_colocate_async_trains_on_whole_groups_and_refills_failed_ones(train_par
     rewards = totals(update, "token_level_rewards")
     for key, parts in expected.items():
         assert rewards[key] == pytest.approx(sum(parts), abs=1e-5), key
-
-
-SEPARATE = [
-    "data.train_batch_size=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-    "trainer.v1.separate_async.parameter_sync_step=2",
-    "actor_rollout_ref.rollout.nnodes=1",
-    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
-]
 
 
 def test_separate_async_shapes_each_local_update(train_partition, tmp_path):
