@@ -80,6 +80,7 @@ def draw_curves(
         ValueError: the run has no step with ``care/response_length/mean``.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     if not curve.series(LENGTH)[0]:
         raise ValueError(f"no step has {LENGTH}: the run made no step, or none under a verl_care trainer")
@@ -118,6 +119,11 @@ def draw_curves(
             )  # fmt: skip
         axes[2].set_ylabel("competence")
     axes[-1].set_xlabel("step")
+    # Named below the panels: a stage may be too short for its name.
+    stages = sorted({round(stage) for stage in curve.series(STAGE)[1]})
+    if stages:
+        bands = [Patch(color=STAGE_COLOURS[stage], label=STAGES[stage]) for stage in stages]
+        figure.legend(handles=bands, loc="outside lower center", ncols=len(bands), frameon=False, fontsize=9)
     if title:
         figure.suptitle(title)
     path = Path(path)
@@ -136,16 +142,11 @@ def _plot_smoothed(panel, steps: list[int], values: list[float], window: int, co
 
 
 def _shade_stages(panel, steps: list[int], stages: list[float]) -> None:
-    """A background for each run of steps in one stage, named once at its top."""
+    """A background for each run of steps in one stage."""
     first = 0
     for i in range(1, len(steps) + 1):
         if i == len(steps) or round(stages[i]) != round(stages[first]):
             index = round(stages[first])
             right = steps[i] if i < len(steps) else steps[-1]
             panel.axvspan(steps[first], max(right, steps[first] + 0.5), color=STAGE_COLOURS[index], linewidth=0)
-            if panel.get_subplotspec().is_first_row():
-                panel.annotate(
-                    STAGES[index], (steps[first], 1), xycoords=("data", "axes fraction"), xytext=(3, -3),
-                    textcoords="offset points", va="top", fontsize=8, color="#666666",
-                )  # fmt: skip
             first = i
