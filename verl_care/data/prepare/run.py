@@ -249,7 +249,10 @@ def _divide(
     """Name of each file to write -> its rows."""
     if split != "train":
         return {"val" if split == "val" else "test": rows}
-    kept, held = split_dev(rows, _dev_size(request, len(rows)), request.seed)
+    size = _dev_size(request, len(rows))
+    kept, held = split_dev(rows, size, request.seed)
+    if not held and size and (request.dev or request.dev_fraction):
+        raise DataError(f"--dev: every clip has more than {size} records; ask for more")
     for row in held:
         row["extra_info"]["split"] = "dev"
     if held:
@@ -511,10 +514,7 @@ def split_dev(
         seed: of the choice.
 
     Returns:
-        The rest and the split, both in the order of ``rows``.
-
-    Raises:
-        DataError: every clip has more questions than fit in.
+        The rest and the split, both in the order of ``rows``; an empty split where every clip has more questions.
     """
     if size <= 0:
         return list(rows), []
@@ -539,8 +539,6 @@ def split_dev(
     for members in order:
         if len(held) + len(members) <= size:
             held.update(members)
-    if not held:
-        raise DataError(f"--dev: every clip has more than {size} records; ask for more")
     rest = [row for number, row in enumerate(rows) if number not in held]
     return rest, [row for number, row in enumerate(rows) if number in held]
 
