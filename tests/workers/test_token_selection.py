@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transfer_queue as tq
@@ -15,6 +16,7 @@ from verl_care.shaping import token_selection as ts
 from verl_care.testing import MockWorkerGroup, build_config, build_trainer, make_group, put_rows, read_rows, run_update
 from verl_care.testing.rows import PLACEHOLDER_TOKEN_ID
 from verl_care.workers import counterfactual
+from verl_care.workers.rollout_log import TOKEN_BITS, log_files
 
 N = 4
 PROMPTS = {
@@ -289,6 +291,39 @@ def test_separate_async_scores_under_the_weights_of_the_old_log_probs(partition,
     first = names.index("compute_counterfactual_log_prob")
     assert names.index("restore_model_from_cpu") < first
     assert names[first + 2 :].index("restore_model_from_cpu") == 0
+
+
+def test_the_rollout_log_tells_tokens_from_signals(partition, tmp_path):
+    trainer = make_trainer(tmp_path, "care.rollout_log.token_samples=3", "care.selected_tokens.keep_eos=true")
+    update(trainer, partition)
+    rows = {f"{row['uid']}_{row['session']}_0": row for row in pq.read_table(log_files(tmp_path)[0]).to_pylist()}
+    assert sum(row["tokens"] is not None for row in rows.values()) == 3
+    for key, row in rows.items():
+        chosen = (trained(trainer)[key]["advantages"] != 0).tolist()
+        assert row["tokens_selected"] == sum(chosen)
+        video = key.startswith("a")
+        assert (row["visual_share"] is None) == (row["temporal_share"] is None) == (not video)
+        assert row["entropy_share"] == pytest.approx(-(-len(chosen) // 5) / len(chosen))
+        if row["tokens"] is None:
+            continue
+        assert "".join(row["tokens"]) == row["response"] and row["tokens"][-1] == ""  # EOS is no byte
+        bits = row["token_signals"]
+        assert [bool(b & TOKEN_BITS["selected"]) for b in bits] == chosen
+        signals = expected_union(len(chosen), row["entropy_scores"])
+        for name, places in signals.items():
+            found = {t for t, b in enumerate(bits) if b & TOKEN_BITS[name]}
+            assert found == (places if video or name == "entropy" else set()), (key, name)
+        if video:
+            assert row["temporal_scores"] == pytest.approx([0.0] * (len(chosen) - 1) + [1.0], abs=1e-6)
+        else:
+            assert row["visual_scores"] is None
+
+
+def test_without_texts_the_log_has_no_tokens(partition, tmp_path):
+    trainer = make_trainer(tmp_path, "care.rollout_log.max_gib=0")
+    update(trainer, partition)
+    rows = pq.read_table(log_files(tmp_path)[0]).to_pylist()
+    assert all(row["tokens"] is None and row["tokens_selected"] > 0 for row in rows)
 
 
 def test_an_unreachable_normaliser_ends_the_start(transfer_queue, tmp_path):

@@ -35,6 +35,7 @@ INPUT_FIELDS = [
     "multi_modal_inputs",
     "data_source",
     "index",
+    "uid",
 ]
 """Columns of TransferQueue that a pass reads."""
 
@@ -130,24 +131,27 @@ def shuffle_frames(data: TensorDict, *, temporal_patch_size: int, patch_size: in
     """The rows with the frames of their videos in another order, the same for all responses to a prompt.
 
     Args:
-        data: ``multi_modal_inputs``, ``data_source`` and ``index``.
+        data: ``multi_modal_inputs``, ``data_source``, ``index`` and ``uid``.
         temporal_patch_size: frames that one patch holds.
         patch_size: height and width of a patch, in pixels.
         seed: the run's seed.
         step: the trainer's step; the next visit of a record has another order.
     """
     inputs = []
-    rows = zip(as_list(data["multi_modal_inputs"]), as_list(data["data_source"]), as_list(data["index"]), strict=True)
-    for row, data_source, index in rows:
-        row = dict(row or {})
-        if row.get("pixel_values_videos") is not None:
-            row["pixel_values_videos"] = shuffle_video_pixels(
-                row["pixel_values_videos"],
-                row["video_grid_thw"],
-                temporal_patch_size=temporal_patch_size,
-                patch_size=patch_size,
-                identity=f"{seed}/{data_source}/{index}/{step}",
-            )
+    of_prompt: dict[str, Tensor] = {}
+    columns = (as_list(data[name]) for name in ("multi_modal_inputs", "uid", "data_source", "index"))
+    for row, uid, data_source, index in zip(*columns, strict=True):
+        if row and "pixel_values_videos" in row:
+            # Once for all responses to a prompt: the pixels are most of what a rank holds here.
+            if uid not in of_prompt:
+                of_prompt[uid] = shuffle_video_pixels(
+                    row["pixel_values_videos"],
+                    row["video_grid_thw"],
+                    temporal_patch_size=temporal_patch_size,
+                    patch_size=patch_size,
+                    identity=f"{seed}/{data_source}/{index}/{step}",
+                )
+            row = {**row, "pixel_values_videos": of_prompt[uid]}
         inputs.append(row)
     edited = data.copy()
     tu.assign_non_tensor_stack(edited, "multi_modal_inputs", inputs)

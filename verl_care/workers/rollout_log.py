@@ -43,10 +43,23 @@ SCHEMA = pa.schema(
         ("stage", pa.string()),
         ("evicted_pass_rate", pa.list_(pa.float32())),
         ("tokens_selected", pa.int64()),
+        ("tokens", pa.list_(pa.string())),
+        ("token_signals", pa.list_(pa.int8())),
+        ("visual_scores", pa.list_(pa.float32())),
+        ("temporal_scores", pa.list_(pa.float32())),
+        ("entropy_scores", pa.list_(pa.float32())),
+        ("visual_share", pa.float32()),
+        ("temporal_share", pa.float32()),
+        ("entropy_share", pa.float32()),
     ]
 )
 """Columns of a file. ``length`` in tokens; ``reward`` = ``score`` + ``bonus``; null where a run has no such value.
-``evicted_pass_rate`` repeats on every row the pass rates of groups that group filtering removed in this update."""
+``evicted_pass_rate`` repeats on every row the pass rates of groups that group filtering removed in this update.
+``tokens`` holds the text of each token of some responses, ``token_signals`` a sum of ``TOKEN_BITS`` for each of them,
+``…_scores`` what they were selected by; ``…_share`` is the share of the response's tokens that a signal chose."""
+
+TOKEN_BITS = {"visual": 1, "temporal": 2, "entropy": 4, "selected": 8}
+"""What ``token_signals`` adds up: a signal chose the token; it trains."""
 
 FOLDER = "care_rollouts"
 

@@ -25,12 +25,18 @@ from verl_care.config import Config
 from verl_care.shaping import token_selection as ts
 from verl_care.workers import counterfactual
 from verl_care.workers.batch import as_list
+from verl_care.workers.rollout_log import TOKEN_BITS
 
 try:
     import transfer_queue as tq
     from transfer_queue import KVBatchMeta
 except ImportError:
     from verl.utils.transferqueue_utils import KVBatchMeta, tq
+
+
+def token_texts(tokenizer: Any, ids: Tensor) -> list[str]:
+    """Text of each token by itself."""
+    return [tokenizer.decode([token], skip_special_tokens=False) for token in ids.tolist()]
 
 
 @dataclass
@@ -92,7 +98,7 @@ class TokenSelectionMixin(PPOTrainer):
     """
 
     care_config: Config
-    _token_scores: TokenScores | None = None
+    token_scores: TokenScores | None = None
     selected_rows: SelectedRows | None = None
 
     @property
@@ -104,7 +110,7 @@ class TokenSelectionMixin(PPOTrainer):
         batch = super()._compute_old_log_prob(batch, metrics)
         if self.selects_tokens:
             with marked_timer("care_token_scores", self.timing_raw):
-                self._token_scores = self._score_tokens(batch)
+                self.token_scores = self._score_tokens(batch)
         return batch
 
     def _score_tokens(self, batch: KVBatchMeta) -> TokenScores:
@@ -214,7 +220,7 @@ class TokenSelectionMixin(PPOTrainer):
         return batch
 
     def _select_tokens(self, batch: KVBatchMeta, metrics: dict) -> SelectedRows:
-        scores = self._token_scores
+        scores = self.token_scores
         assert scores is not None
         groups: dict[str, int] = {}
         names = [key.rsplit("_", 2) for key in batch.keys]
@@ -229,6 +235,23 @@ class TokenSelectionMixin(PPOTrainer):
         selected |= self._kept_tokens(batch, scores.valid)
         metrics.update(_selection_metrics(selected, by_signal, scores))
         return SelectedRows(list(batch.keys), selected, by_signal)
+
+    def selection_columns(self, logged: list[int], responses: Tensor | None) -> dict[str, Any]:
+        """Columns of the rollout log about the last selection; none without one.
+
+        Args:
+            logged: row of verl's batch for each row of the log.
+            responses: token ids, jagged (rows, tokens); None where texts are not written.
+        """
+        if self.selected_rows is None or self.token_scores is None:
+            return {}
+        texts: dict[int, list[str]] = {}
+        samples = min(self.care_config.rollout_log.token_samples, len(logged))
+        if responses is not None and samples:
+            ids = responses.unbind()
+            for place in torch.linspace(0, len(logged) - 1, samples).round().long().tolist():
+                texts[logged[place]] = token_texts(self.tokenizer, ids[logged[place]])
+        return _log_columns(self.selected_rows, self.token_scores, logged, texts)
 
     def _identities(self, batch: KVBatchMeta) -> list[str]:
         """Names of the rows that stay the same from run to run, for random draws."""
@@ -253,13 +276,9 @@ class TokenSelectionMixin(PPOTrainer):
             kept |= ts.eos_tokens(valid, _pad(responses) == self.tokenizer.eos_token_id)
         if config.keep_answer:
             for row, ids in enumerate(responses.unbind()):
-                inside = ts.answer_tokens(self.token_texts(ids))
+                inside = ts.answer_tokens(token_texts(self.tokenizer, ids))
                 kept[row, : len(inside)] |= torch.tensor(inside)
         return kept & valid
-
-    def token_texts(self, ids: Tensor) -> list[str]:
-        """Text of each token by itself."""
-        return [self.tokenizer.decode([token], skip_special_tokens=False) for token in ids.tolist()]
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         rows = self.selected_rows
@@ -285,6 +304,33 @@ class TokenSelectionMixin(PPOTrainer):
         tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(dict(fields), batch_size=len(batch))
         )
+
+
+def _log_columns(
+    rows: SelectedRows, scores: TokenScores, logged: list[int], texts: Mapping[int, list[str]]
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "tokens_selected": rows.selected[logged].sum(1).tolist(),
+        "tokens": [None] * len(logged),
+        "token_signals": [None] * len(logged),
+    }
+    num_tokens = scores.valid[logged].sum(1).clamp(min=1)
+    for signal, chosen in rows.by_signal.items():
+        shares = zip((chosen[logged].sum(1) / num_tokens).tolist(), scores.has[signal][logged].tolist(), strict=True)
+        columns[f"{signal}_share"] = [share if has else None for share, has in shares]
+        columns[f"{signal}_scores"] = [None] * len(logged)
+    for place, row in enumerate(logged):
+        if row not in texts:
+            continue
+        length = len(texts[row])
+        bits = TOKEN_BITS["selected"] * rows.selected[row].long()
+        for signal, chosen in rows.by_signal.items():
+            bits += TOKEN_BITS[signal] * chosen[row]
+            if scores.has[signal][row]:
+                columns[f"{signal}_scores"][place] = scores.signal[signal][row, :length].tolist()
+        columns["tokens"][place] = texts[row]
+        columns["token_signals"][place] = bits[:length].tolist()
+    return columns
 
 
 def _selection_metrics(selected: Tensor, by_signal: Mapping[str, Tensor], scores: TokenScores) -> dict[str, float]:

@@ -47,7 +47,8 @@ for kind, request in torch.load(f"{folder}/requests.pt", weights_only=False).ite
     data = TensorDict(dict(nested), batch_size=len(rows))
     tu.assign_non_tensor_stack(data, "multi_modal_inputs", [row["multi_modal_inputs"] for row in rows])
     tu.assign_non_tensor_stack(data, "data_source", ["toy"] * len(rows))
-    tu.assign_non_tensor_stack(data, "index", [row["index"] for row in rows])
+    for name in ("index", "uid"):
+        tu.assign_non_tensor_stack(data, name, [row[name] for row in rows])
     tu.assign_non_tensor(data, calculate_entropy=False, compute_loss=False, temperature=0.7)
     tu.assign_non_tensor_data(data, cf.REQUEST, request)
     holder = SimpleNamespace(actor=worker)
@@ -85,6 +86,7 @@ def make_rows(tiny) -> list[dict]:
                 "multi_modal_inputs": dict(request.vision),
                 # The two videos are one record's: their frames take one order.
                 "index": max(0, index - 1),
+                "uid": f"prompt{max(0, index - 1)}",
             }
         )
     return rows
