@@ -69,7 +69,7 @@ def test_make_targets_of_the_documents_exist():
             assert target in targets, f"{document}: make {target}"
 
 
-RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (ROOT / "conf" / "recipe").glob("*.yaml") if not path.stem.startswith("val_"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -77,6 +77,12 @@ def test_every_recipe_has_its_folder_and_its_line(recipe):
     assert (ROOT / "recipes" / recipe / "README.md").exists()
     assert (ROOT / "recipes" / recipe / "run.sh").stat().st_mode & 0o111
     assert f"[{recipe}]({recipe}/README.md)" in (ROOT / "recipes" / "README.md").read_text()
+
+
+def test_every_validation_set_has_its_line():
+    table = (ROOT / "recipes" / "README.md").read_text()
+    for path in (ROOT / "conf" / "recipe").glob("val_*.yaml"):
+        assert f"| `{path.stem}` |" in table, path
 
 
 def test_every_choice_is_in_the_table_of_recipes():

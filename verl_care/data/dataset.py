@@ -82,6 +82,7 @@ class CareDataset(RLHFDataset):
     Raises:
         MissingDataError: a data file is not there; the message names the command that makes it.
         RecordError: a faulty record; the message names file, record, field and remedy.
+        DataError: records with media, and no processor.
     """
 
     def _download(self, use_origin_parquet: bool = False) -> None:
@@ -96,6 +97,16 @@ class CareDataset(RLHFDataset):
         seen: dict[str, tuple[int, str]] = {}
         for path in self.data_files:
             check_file(path, seen, check_media=care.get("check_media", True))
+        self._load()
+        if self.processor is None and any(row.get(key) for row in self.dataframe for key in (self.video_key, self.image_key)):
+            raise DataError(
+                f"{self.data_files[0]}: has records with media, but transformers can load no processor from "
+                "actor_rollout_ref.model.path; see the warning above, and the image_processor_type in the model's "
+                "preprocessor_config.json"
+            )
+
+    def _load(self) -> None:
+        """Puts the files into one table, as verl does, whatever their ``extra_info`` has."""
         differing = _differing_fields(path for path in self.data_files if path.endswith(".parquet"))
         if not differing:
             super()._read_files_and_tokenize()

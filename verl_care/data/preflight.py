@@ -11,14 +11,18 @@ A Hydra callback; a recipe names it once::
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from verl_care.config import load_config
+from verl_care.data.leakage import compare_files
 from verl_care.data.records import DataError, MissingDataError, check_file, make_command_of, missing_file
-from verl_care.data.val_sets import command_for
+from verl_care.data.supervised import check_supervised_file
+from verl_care.data.val_sets import check_test_steps, command_for, is_test_row
 from verl_care.shaping import list_rules
 
 
@@ -47,10 +51,14 @@ def check_run(config: DictConfig) -> None:
             if not os.path.exists(path):
                 raise missing_file(path, command_for(care, path))
             check_file(path, seen, check_media=check_media)
-    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
+    _check_model(config, "actor_rollout_ref.model.path")
+
+
+def _check_model(config: DictConfig, key: str) -> None:
+    model = OmegaConf.select(config, key)
     if isinstance(model, str) and os.path.isabs(model) and not os.path.isdir(model):
         command = make_command_of(model)
-        remedy = f"make it with: {command}" if command else "set actor_rollout_ref.model.path"
+        remedy = f"make it with: {command}" if command else f"set {key}"
         raise MissingDataError(f"{model}: no such model folder; {remedy}")
 
 
@@ -77,15 +85,110 @@ def check_hook(config: DictConfig) -> None:
         )
 
 
+def check_test_sets(config: DictConfig) -> None:
+    """Checks that verl validates at the steps at which test sets are to be read.
+
+    Args:
+        config: verl's whole config.
+
+    Raises:
+        DataError: a step without a validation; one line, with the remedy.
+    """
+    if not any(_has_test_rows(path) for path in _files(OmegaConf.select(config, "data.val_files"))):
+        return
+    trainer = config.trainer
+    try:
+        check_test_steps(
+            load_config(config.get("care")).test_sets_at_steps,
+            test_freq=trainer.get("test_freq", -1),
+            last_step=trainer.get("total_training_steps"),
+            val_before_train=trainer.get("val_before_train", True),
+            val_only=trainer.get("val_only", False),
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _has_test_rows(path: str) -> bool:
+    import pyarrow.parquet as pq
+
+    if "://" in path or not path.endswith(".parquet"):
+        return False
+    schema = pq.read_schema(path)
+    if "extra_info" not in schema.names or schema.field("extra_info").type.get_field_index("split") < 0:
+        return False
+    splits = pq.read_table(path, columns=["extra_info.split"]).column("extra_info").to_pylist()
+    return any(is_test_row(info) for info in splits)
+
+
+def check_leakage(config: DictConfig) -> None:
+    """Looks for records of the training files in test sets: those of ``data.val_files``, and those prepared beside.
+
+    ``data.care.leakage``: ``warn`` (default) prints what is found, ``strict`` refuses, ``off`` does not look.
+
+    Args:
+        config: verl's whole config.
+
+    Raises:
+        DataError: an overlap where that is refused, or another value; one line.
+    """
+    mode = OmegaConf.select(config, "data.care.leakage", default="warn")
+    # YAML 1.1 reads off as false.
+    mode = "off" if mode is False else mode
+    if mode not in ("warn", "strict", "off"):
+        raise DataError(f"data.care.leakage: expected warn, strict or off; got {mode!r}")
+    train, evaluation = (
+        [
+            path
+            for path in _files(OmegaConf.select(config, f"data.{name}"))
+            if path.endswith(".parquet") and "://" not in path
+        ]
+        for name in ("train_files", "val_files")
+    )
+    overlaps = [] if mode == "off" else compare_files(train, evaluation)
+    for overlap in overlaps:
+        print(f"warning: {overlap}", file=sys.stderr)
+    if overlaps and mode == "strict":
+        raise DataError(
+            f"the training files overlap {len(overlaps)} test sets, and data.care.leakage=strict refuses that"
+        )
+
+
+def check_supervised_run(config: DictConfig) -> None:
+    """Checks what a supervised run reads from disk: data files, their records and the model's folder.
+
+    Args:
+        config: the whole config of ``verl.trainer.sft_trainer``.
+
+    Raises:
+        DataError: something is missing or faulty; one line, with the remedy.
+    """
+    care = OmegaConf.select(config, "data.care")
+    for name in ("train_files", "val_files"):
+        for path in _files(OmegaConf.select(config, f"data.{name}")):
+            if not os.path.exists(path):
+                raise missing_file(path, command_for(care, path))
+            check_supervised_file(path, check_media=OmegaConf.select(config, "data.care.check_media", default=True))
+    _check_model(config, "model.path")
+
+
 class Preflight(Callback):
-    """Runs ``check_hook`` and ``check_run`` before the job; a mistake ends the process with its line and status 1."""
+    """Runs its checks before the job; a mistake ends the process with its line and status 1."""
+
+    checks: tuple[Callable[[DictConfig], None], ...] = (check_hook, check_run, check_test_sets, check_leakage)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            check_hook(config)
-            check_run(config)
+            for check in self.checks:
+                check(config)
         except DataError as error:
             # Hydra turns an exception of a callback into a warning and goes on; it lets SystemExit through.
             raise SystemExit(f"error: {error}") from None
 
     on_multirun_start = on_run_start
+
+
+class SupervisedPreflight(Preflight):
+    """The same for ``verl.trainer.sft_trainer``."""
+
+    checks = (check_supervised_run, check_leakage)

@@ -23,6 +23,12 @@ def _register_rollout(module: ModuleType) -> None:
     module._ROLLOUT_REGISTRY[("hf", "async")] = "verl_care.workers.cpu.hf_rollout.HFServerAdapter"
 
 
+def _register_process_group(module: ModuleType) -> None:
+    from verl_care.workers.cpu import spmd
+
+    spmd.register(module)
+
+
 def _load_replica() -> type:
     from verl_care.workers.cpu.hf_rollout import HFReplica
 
@@ -40,6 +46,7 @@ def _register_agent_loop(module: ModuleType) -> None:
 HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "verl.plugin.platform": _register_platform,
     "verl.workers.engine.fsdp.transformer_impl": _register_engines,
+    "verl.utils.distributed": _register_process_group,
     "verl.workers.rollout.base": _register_rollout,
     "verl.workers.rollout.replica": _register_replica,
     "verl.experimental.agent_loop.agent_loop": _register_agent_loop,
