@@ -141,18 +141,28 @@ kills the run (SIGKILL, all of it)."""
 
 @pytest.fixture(scope="session")
 def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
-    """A function that runs `main_ppo` in a folder, with further overrides, until it ends or `watch` has it killed."""
+    """A function that runs `main_ppo` in a folder, with further overrides, until it ends or `watch` has it killed.
 
-    def run(folder: Path, *overrides: str, watch: Watch | None = None, must_succeed: bool = True) -> Run:
+    It fails after `seconds`, and, with `must_succeed`, where the run does.
+    """
+
+    def run(
+        folder: Path,
+        *overrides: str,
+        watch: Watch | None = None,
+        must_succeed: bool = True,
+        environ: dict[str, str] | None = None,
+        seconds: float = RUN_SECONDS,
+    ) -> Run:
         log = folder / f"run{len(list(folder.glob('run*.log')))}.log"
         command = [*_OVERRIDES, f"trainer.default_local_dir={folder}", *overrides]
-        environ = {"VERL_CARE_DEMO_DIR": str(assets.folder), "HYDRA_FULL_ERROR": "1"}
-        deadline = time.monotonic() + RUN_SECONDS
+        environ = {"VERL_CARE_DEMO_DIR": str(assets.folder), "HYDRA_FULL_ERROR": "1", **(environ or {})}
+        deadline = time.monotonic() + seconds
         killed = False
         with launch.main_ppo(command, log=log, cwd=folder, environ=environ) as process:
             while process.poll() is None and not killed:
                 if time.monotonic() > deadline:
-                    pytest.fail(f"no end after {RUN_SECONDS} s\n{log.read_text()[-4000:]}")
+                    pytest.fail(f"no end after {seconds} s\n{log.read_text()[-4000:]}")
                 last_step = max(parse_steps(log.read_text(errors="replace")), default=0)
                 killed = watch is not None and watch(process.pid, last_step)
                 time.sleep(0.1)
