@@ -158,12 +158,14 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
         command = [*_OVERRIDES, f"trainer.default_local_dir={folder}", *overrides]
         environ = {"VERL_CARE_DEMO_DIR": str(assets.folder), "HYDRA_FULL_ERROR": "1", **(environ or {})}
         deadline = time.monotonic() + seconds
-        killed = False
-        with launch.main_ppo(command, log=log, cwd=folder, environ=environ) as process:
+        killed, last_step, line = False, 0, ""
+        running = launch.main_ppo(command, log=log, cwd=folder, environ=environ)
+        with running as process, open(log, errors="replace") as printed:
             while process.poll() is None and not killed:
                 if time.monotonic() > deadline:
                     pytest.fail(f"no end after {seconds} s\n{log.read_text()[-4000:]}")
-                last_step = max(parse_steps(log.read_text(errors="replace")), default=0)
+                whole_lines, _, line = (line + printed.read()).rpartition("\n")
+                last_step = max([last_step, *parse_steps(whole_lines)])
                 killed = watch is not None and watch(process.pid, last_step)
                 time.sleep(0.1)
         text = log.read_text(errors="replace")
