@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_care.data.records import DataError
+from verl_care.data.val_sets import is_test_row
 from verl_care.rewards.multiple_choice import split_option
 
 VIDEO_ID = "video id"
@@ -106,8 +107,12 @@ def trace_row(row: Mapping[str, Any]) -> Trace | None:
     return trace if trace.keys() else None
 
 
-def read_traces(path: str | Path) -> list[Trace]:
+def read_traces(path: str | Path, tests_only: bool = False) -> list[Trace]:
     """Traces of the records in a prepared file; those of a development split do not count.
+
+    Args:
+        path: the file.
+        tests_only: only records of a test set.
 
     Raises:
         DataError: a file that cannot be read.
@@ -122,7 +127,8 @@ def read_traces(path: str | Path) -> list[Trace]:
             rows = file.read(columns=["data_source", *(f"extra_info.{name}" for name in _FIELDS)]).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the file as Parquet: {error}") from error
-    kept = (row for row in rows if (row.get("extra_info") or {}).get("split") != "dev")
+    infos = ((row, row.get("extra_info") or {}) for row in rows)
+    kept = (row for row, info in infos if (is_test_row(info) if tests_only else info.get("split") != "dev"))
     return [trace for trace in map(trace_row, kept) if trace]
 
 
@@ -185,6 +191,29 @@ def find_overlap(
         tests=len(tests),
         examples=tuple(examples[way] for way in WAYS if way in examples),
     )
+
+
+def compare_files(train: Iterable[str | Path], evaluation: Iterable[str | Path]) -> list[Overlap]:
+    """What prepared training files share with prepared evaluation files, and with test sets prepared beside the former.
+
+    Args:
+        train: Parquet files; what is no prepared file has no traces and overlaps nothing.
+        evaluation: Parquet files; their records of test sets count.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    tests = [Path(path) for path in evaluation]
+    ours: dict[Path, list[Trace]] = {}
+    for path in map(Path, train):
+        ours[path] = read_traces(path)
+        tests += sorted(path.absolute().parent.parent.glob("*/test.parquet")) if ours[path] else []
+    found: list[Overlap | None] = []
+    for test in dict.fromkeys(path.absolute() for path in tests):
+        traces = read_traces(test, tests_only=True) if any(ours.values()) else []
+        for path, own in ours.items():
+            found.append(find_overlap(own, traces, str(path), str(test)))
+    return [overlap for overlap in found if overlap]
 
 
 @cache
