@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from verl_care.workers.rollout_log import TOKEN_BITS
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 TRAIN_CLIPS, ASKED_CLIPS = 80, 16
@@ -61,8 +63,8 @@ def make_records(folder: Path) -> list[dict]:
         spec = demo_clips.draw_spec(rng)
         while spec.motion not in ("left", "right"):
             spec = demo_clips.draw_spec(rng)
-        # Colours and backgrounds vary; all start from one of two places, so that direction is soon learned.
-        spec = replace(spec, shape="square", lane=0.5, start=0.5)
+        # Colours and backgrounds vary, the shape does not, so that direction is soon learned.
+        spec = replace(spec, shape="square")
         clip = folder / f"{i}.mp4"
         demo_clips.write_clip(clip, spec)
         for kind in KINDS:
@@ -115,6 +117,8 @@ def order(main_ppo, tmp_path_factory) -> Order:
         "actor_rollout_ref.rollout.temperature=0.5",
         "reward.reward_manager.name=t_grpo",
         "care.contrast.responses=4",
+        "care.token_selection=video_ktr",
+        "care.rollout_log.token_samples=1000",
         "trainer.total_training_steps=1",
     )
     rows = run.rollouts(1)
@@ -151,3 +155,30 @@ def test_t_grpo_alone_adds_nothing_but_the_bonus(order):
     rows = [row for kind in KINDS for row in order.rows[kind]]
     assert {round(row["bonus"], 6) for row in rows} == {0.0, 0.3}
     assert all(row["bonus"] == row["temporal_bonus"] for row in rows)
+
+
+def answer_token(row: dict) -> int:
+    """Place of the answer's letter among the tokens of a response."""
+    return row["tokens"].index("<answer>") + 1
+
+
+def answered(order, kind) -> list[dict]:
+    rows = [row for row in order.rows[kind] if "<answer>" in row["tokens"][:-1]]
+    assert len(rows) >= 0.9 * len(order.rows[kind])
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["motion", "colour"])
+def test_the_visual_signal_selects_the_token_that_depends_on_the_video(order, kind):
+    rows = answered(order, kind)
+    assert mean(row["token_signals"][answer_token(row)] & TOKEN_BITS["visual"] > 0 for row in rows) >= 0.9
+    assert mean(row["token_signals"][answer_token(row)] & TOKEN_BITS["selected"] > 0 for row in rows) >= 0.9
+    # Tags depend on no picture.
+    tag = [row["visual_scores"][answer_token(row) - 1] for row in rows]
+    assert mean(row["visual_scores"][answer_token(row)] for row in rows) > 10 * mean(tag)
+
+
+def test_shuffling_moves_the_temporal_score_of_order_questions_alone(order):
+    score = {kind: mean(row["temporal_scores"][answer_token(row)] for row in answered(order, kind)) for kind in KINDS}
+    print(score)
+    assert score["motion"] > 0.5 and score["colour"] < 0.1

@@ -44,12 +44,12 @@ from verl_care.data.records import write_rows
 
 __all__ = ["DATA_SOURCE", "SWAPPED_SOURCE", "DemoError", "build_assets", "demo_folder"]
 
-VERSION = 5
+VERSION = 6
 """Of what a build makes; a folder of another version is built anew."""
 
 TRAIN_CLIPS, VAL_CLIPS = 180, 48
 """Drawn clips; the two sets have none in common."""
-QUESTIONS_A_CLIP = {"train": 3, "val": 2}
+QUESTIONS_A_CLIP = {"train": 5, "val": 2}
 """Questions about each drawn clip. Every kind in training, for the vision tower learns from all of them at once."""
 MIN_RECORDS = 64
 MANIFEST = "manifest.json"
@@ -343,7 +343,7 @@ def _train_model(records: Sequence[dict[str, Any]], folder: Path, seed: int, siz
     processor = demo_model.build_processor()
     model = demo_model.build_model(processor.tokenizer, seed)
     plan = demo_model.WarmStart()
-    names = ("answer_steps", "soften_steps")
+    names = ("align_steps", "answer_steps", "soften_steps")
     plan = replace(plan, **{name: max(1, round(getattr(plan, name) * size.warm_start_scale)) for name in names})
     prompts: list[demo_model.Prompt] = []
     for first in range(0, len(records), 64):

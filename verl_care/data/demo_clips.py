@@ -29,8 +29,6 @@ SHAPE_WIDTH = 36
 """Width of a shape in pixels. Large on purpose: a vision tower this small sees it within seconds of training."""
 SHADES = (5, 25, 45)
 """Brightness of the background in percent."""
-PLACES = (0.0, 0.5, 1.0)
-"""Places of a shape across and along its way. Few on purpose: a tower this small has to learn each of them."""
 SIGNS = ("go left", "stop now", "exit here", "taxi rank")
 LETTERS = "ABCD"
 
@@ -70,7 +68,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "image_colour": COLOURS,
     "clip_colour": COLOURS,
     "shade": tuple(str(shade) for shade in SHADES),
-    "caption": tuple(f"{colour} shape" for colour in COLOURS),
+    "caption": tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
     "sign": SIGNS,
     "sum": tuple(str(total) for total in range(2, 7)),
     "clip_cuts": tuple(str(cuts) for cuts in CUTS),
@@ -83,8 +81,7 @@ SUFFIXES = {
     "OCR": "Answer with the words.",
     "free-form": "Answer with a few words.",
 }
-VIDEO_KINDS = ("colour", "shade", "caption")
-"""What the demo asks about its clips. Shape and motion can be asked too, but take longer to learn."""
+VIDEO_KINDS = ("colour", "shape", "motion", "shade", "caption")
 USER_KINDS = ("clip_colour", "clip_cuts")
 GRADED_KINDS = ("shade", "caption", "sign")
 """Kinds whose score has values between 0 and 1; a wrong answer to them may earn something."""
@@ -99,17 +96,13 @@ class ClipSpec:
     motion: str
     shade: int
     """Brightness of the background, percent."""
-    lane: float
-    """Where a single shape stands across its way, 0..1."""
-    start: float
-    """How far the way is shifted, 0..1."""
     tint: tuple[int, int, int]
     """Added to the background's red, green and blue, -6..6 each: no two clips are alike."""
 
     def answer(self, kind: str) -> str:
         """The right answer in words (not yet as a letter)."""
         if kind == "caption":
-            return f"{self.colour} shape"
+            return f"{self.colour} {self.shape}"
         return str(getattr(self, kind.removeprefix("image_")))
 
 
@@ -120,8 +113,6 @@ def draw_spec(rng: random.Random) -> ClipSpec:
         shape=rng.choice(SHAPES),
         motion=rng.choice(tuple(MOTIONS)),
         shade=rng.choice(SHADES),
-        lane=rng.choice(PLACES),
-        start=rng.choice(PLACES),
         tint=(rng.randint(-6, 6), rng.randint(-6, 6), rng.randint(-6, 6)),
     )
 
@@ -133,9 +124,9 @@ def render_frame(spec: ClipSpec, progress: float) -> Image.Image:
     draw = ImageDraw.Draw(image)
     step_x, step_y = MOTIONS[spec.motion]
     room = FRAME_SIZE - SHAPE_WIDTH
-    way = room * 0.85
-    along = (room - way) * spec.start + way * (progress if step_x + step_y > 0 else 1 - progress)
-    lane = spec.lane * room
+    # Always along the middle, from border to border: a tower this small has to learn each place.
+    lane = room / 2
+    along = room * (progress if step_x + step_y > 0 else 1 - progress)
     left, top = (along, lane) if step_x else (lane, along)
     _draw_shape(draw, spec.shape, left, top, SHAPE_WIDTH, RGB[spec.colour])
     return image

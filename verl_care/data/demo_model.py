@@ -250,12 +250,21 @@ def _media_patches(process_vision_info: Any, messages: list[dict[str, Any]], pro
     return out["pixel_values"], out["image_grid_thw"]
 
 
-def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
-    """A response in the published format, with a think block of geometric length."""
+def draw_thoughts(rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> list[str]:
+    """Words for a think block, 1 to MAX_THOUGHTS of them, their number drawn geometrically."""
     words = [rng.choice(THOUGHTS)]
     while len(words) < MAX_THOUGHTS and rng.random() > 1.0 / mean_thoughts:
         words.append(rng.choice(THOUGHTS))
-    return f"<think>{' '.join(words)}</think><answer>{answer}</answer>"
+    return words
+
+
+def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
+    """A response in the published format, with drawn thoughts."""
+    return _respond(draw_thoughts(rng, mean_thoughts), answer)
+
+
+def _respond(thoughts: Sequence[str], answer: str) -> str:
+    return f"<think>{' '.join(thoughts)}</think><answer>{answer}</answer>"
 
 
 def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -284,10 +293,11 @@ def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) 
         if members:
             batch[pixels] = torch.cat([prompt.pixels for prompt in members])
             batch[grid] = torch.cat([prompt.grid for prompt in members])
-    # verl gives no second_per_grid_ts here (AgentLoopWorker._compute_position_ids), which stands for one second.
     position_ids, _ = model.model.get_rope_index(
         input_ids=input_ids,
         mm_token_type_ids=token_types,
+        # Without them transformers takes 1 too, but only for as many videos as the longest row has tokens.
+        second_per_grid_ts=[1.0] * len(videos) if videos else None,
         image_grid_thw=batch.get("image_grid_thw"),
         video_grid_thw=batch.get("video_grid_thw"),
         attention_mask=attention_mask,
@@ -339,6 +349,72 @@ def correct_probability(
     return torch.cat(found)
 
 
+def align_vision(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int = 48,
+    peak_lr: float = 3e-3,
+    on_step: Callable[[], None] | None = None,
+) -> None:
+    """Train the vision tower so that its tokens point to the words for what they show.
+
+    Every token of a clip is compared with the embeddings of all answers of a kind (cross-entropy over their dot
+    products). The language model then finds in a clip what it would find in words, instead of inventing a code for it
+    together with the tower, which takes several times as many steps.
+
+    Args:
+        model: vision tower and word embeddings are trained in place.
+        tokenizer: its tokenizer.
+        prompts: all questions about a clip train it together; those without media are left out.
+        seed: of the batches.
+        steps: optimisation steps.
+        batch_size: clips a step.
+        peak_lr: highest learning rate of a one-cycle schedule.
+        on_step: called after each step.
+    """
+    rng = random.Random(seed)
+    about: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.media:
+            about.setdefault(prompt.media, []).append(prompt)
+    clips = list(about.values())
+    words = model.get_input_embeddings()
+    choice_ids = {
+        kind: [torch.tensor(tokenizer(choice)["input_ids"]) for choice in demo_clips.CHOICES[kind]]
+        for kind in sorted({prompt.kind for prompt in prompts if prompt.media})
+    }
+    visual = model.model.visual
+    parameters = [*visual.parameters(), *words.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.2)
+    for _ in range(steps):
+        part = rng.sample(clips, min(batch_size, len(clips)))
+        grid = torch.cat([questions[0].grid for questions in part])
+        tokens = visual(torch.cat([questions[0].pixels for questions in part]), grid_thw=grid).pooler_output
+        # Normalised, as the language model normalises each token before it attends to it.
+        features = nn.functional.rms_norm(tokens, tokens.shape[-1:])
+        owner = torch.repeat_interleave(grid.prod(-1) // 4)
+        losses = []
+        for kind, ids in choice_ids.items():
+            answers = demo_clips.answers_of(kind)
+            asked = ([answers.index(q.truth) for q in questions if q.kind == kind] for questions in part)
+            targets = torch.tensor([found[0] if found else -1 for found in asked])[owner]
+            logits = features[targets >= 0] @ torch.stack([words(i).mean(0) for i in ids]).T
+            losses.append(nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="sum"))
+        loss = torch.stack(losses).sum() / len(owner)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if on_step:
+            on_step()
+
+
 def noisy_answer(prompt: Prompt, noise: float, rng: random.Random) -> str:
     """The right answer, or with probability `noise` one drawn uniformly from all answers of that kind."""
     if rng.random() < noise:
@@ -356,6 +432,7 @@ def train_answers(
     noise: float,
     mean_thoughts: float,
     peak_lr: float,
+    relief: float = 0.0,
     batch_size: int = 48,
     answer_weight: float = 4.0,
     on_step: Callable[[], None] | None = None,
@@ -372,23 +449,29 @@ def train_answers(
             `1 - noise + noise / k` for k possible answers.
         mean_thoughts: mean number of words between the think tags.
         peak_lr: highest learning rate of a one-cycle schedule.
+        relief: what each word of thought after the first takes off the noise: longer thought is right more often.
         batch_size: prompts a step.
         answer_weight: weight of the answer's tokens against the mean over all tokens.
         on_step: called after each step.
     """
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         part = rng.sample(list(prompts), min(batch_size, len(prompts)))
-        texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
+        texts = []
+        for prompt in part:
+            thoughts = draw_thoughts(rng, mean_thoughts)
+            left = max(0.0, noise - relief * (len(thoughts) - 1))
+            texts.append(_respond(thoughts, noisy_answer(prompt, left, rng)))
         responses = [response_ids(tokenizer, text) for text in texts]
         logprobs, mask = token_logprobs(model, collate(model, part, responses))
         answering = _after_answer_tag(tokenizer, part, responses, mask)
         loss = -(logprobs * mask).sum() / mask.sum() - answer_weight * (logprobs * answering).sum() / answering.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if on_step:
@@ -397,17 +480,20 @@ def train_answers(
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """How long the two parts of the warm start are, and how unsure it leaves the policy."""
+    """How long the three parts of the warm start are, and how unsure it leaves the policy."""
 
-    answer_steps: int = 130
-    soften_steps: int = 30
-    noise: float = 0.6
-    """Share of answers drawn at random in the second part."""
+    align_steps: int = 150
+    answer_steps: int = 260
+    soften_steps: int = 60
+    noise: float = 0.8
+    """Share of answers drawn at random in the last part, after one word of thought."""
+    relief: float = 0.03
+    """What each further word takes off that share."""
 
     @property
     def total_steps(self) -> int:
-        """Optimisation steps of both parts."""
-        return self.answer_steps + self.soften_steps
+        """Optimisation steps of all parts."""
+        return self.align_steps + self.answer_steps + self.soften_steps
 
 
 def warm_start(
@@ -419,10 +505,10 @@ def warm_start(
     plan: WarmStart = WarmStart(),  # noqa: B008
     on_step: Callable[[], None] | None = None,
 ) -> None:
-    """Right answers first, then answers of which a share is drawn at random.
+    """Vision first, then right answers, then answers of which a share is drawn at random.
 
-    The second part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
-    full length, which the first part leaves out to be quick.
+    The last part keeps what was learned about clips and makes the policy unsure, less so the longer it thinks; it also
+    brings think blocks to their full length, which the second part leaves out to be quick.
 
     Args:
         model: trained in place.
@@ -433,19 +519,25 @@ def warm_start(
         on_step: called after each step.
     """
     model.train()
-    parts = ((plan.answer_steps, 0.0, 2.0, 3e-3), (plan.soften_steps, plan.noise, MEAN_THOUGHTS, 1e-3))
-    for steps, noise, mean_thoughts, peak_lr in parts:
-        train_answers(
-            model,
-            tokenizer,
-            prompts,
-            seed=seed,
-            steps=steps,
-            noise=noise,
-            mean_thoughts=mean_thoughts,
-            peak_lr=peak_lr,
-            on_step=on_step,
-        )
+    align_vision(model, tokenizer, prompts, seed=seed, steps=plan.align_steps, on_step=on_step)
+    # The language model is still far from what the tower's words mean to it: its gradients would undo the alignment.
+    model.model.visual.requires_grad_(False)
+    common: dict[str, Any] = {"seed": seed, "batch_size": 24, "on_step": on_step}
+    train_answers(
+        model, tokenizer, prompts, steps=plan.answer_steps, noise=0.0, mean_thoughts=2.0, peak_lr=2e-3, **common
+    )
+    train_answers(
+        model,
+        tokenizer,
+        prompts,
+        steps=plan.soften_steps,
+        noise=plan.noise,
+        relief=plan.relief,
+        mean_thoughts=MEAN_THOUGHTS,
+        peak_lr=1e-3,
+        **common,
+    )
+    model.model.visual.requires_grad_(True)
     model.eval()
 
 
