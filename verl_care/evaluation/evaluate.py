@@ -143,8 +143,7 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress = lambda done, total
     benchmarks = load_benchmarks(config)
     baseline = None if config.baseline is None else read_run(config.baseline)
     out_dir = Path(config.out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _claim(out_dir, config)
+    claim(out_dir, config.engine, {name: value for name, value in asdict(config).items() if name != "engine"})
     engine = RecordedEngine(
         AnswerLog(out_dir / ANSWERS),
         lambda: build_engine(config.engine),
@@ -154,7 +153,7 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress = lambda done, total
     )
     try:
         scores, blind = ask(config, benchmarks, engine)
-        _note_engine(out_dir, engine.description)
+        note_engine(out_dir, engine.description)
     finally:
         engine.close()
     results = build_results(config, scores, blind, baseline, _read_json(out_dir / RUN).get("engine") or {})
@@ -259,9 +258,9 @@ def write_run(
     table = pa.table({name: pa.array(values, type=types.get(name)) for name, values in columns.items()})
     with replace_file(out_dir / ITEMS) as unfinished:
         pq.write_table(table, unfinished)
-    _write_text(out_dir / RESULTS, json.dumps(results, indent=1))
-    _write_text(out_dir / "results.md", to_markdown(results))
-    _write_text(out_dir / "results.html", to_html(results))
+    write_text(out_dir / RESULTS, json.dumps(results, indent=1))
+    write_text(out_dir / "results.md", to_markdown(results))
+    write_text(out_dir / "results.html", to_html(results))
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -283,7 +282,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return {"results": results, "rows": rows}
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     with replace_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
@@ -302,11 +302,16 @@ def model_digest(model: str) -> str:
     return hashlib.blake2b(json.dumps(stats).encode(), digest_size=8).hexdigest()
 
 
-def _claim(out_dir: Path, config: EvalConfig) -> None:
-    """Notes which model a folder's answers are of, or refuses a folder of another one."""
+def claim(out_dir: Path, engine: EngineConfig, settings: Mapping[str, Any]) -> None:
+    """Notes which model a folder's answers are of, or refuses a folder of another one.
+
+    Raises:
+        EvaluationError: its answers are of another model, engine or precision.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / RUN
-    identity = {"version": VERSION, "model": config.engine.model, "digest": model_digest(config.engine.model)}
-    identity |= {"name": config.engine.name, "dtype": config.engine.dtype}
+    identity = {"version": VERSION, "model": engine.model, "digest": model_digest(engine.model)}
+    identity |= {"name": engine.name, "dtype": engine.dtype}
     if path.exists():
         before = _read_json(path)
         for name, value in identity.items():
@@ -316,13 +321,13 @@ def _claim(out_dir: Path, config: EvalConfig) -> None:
                     "use another folder, or remove it"
                 )
         identity = {**before, **identity}
-    settings = {name: value for name, value in asdict(config).items() if name != "engine"}
-    _write_text(path, json.dumps({**identity, "settings": settings}, indent=1))
+    write_text(path, json.dumps({**identity, "settings": dict(settings)}, indent=1))
 
 
-def _note_engine(out_dir: Path, description: Mapping[str, Any]) -> None:
+def note_engine(out_dir: Path, description: Mapping[str, Any]) -> None:
+    """Notes the versions of the engine that answered, if one was made."""
     if description:
-        _write_text(out_dir / RUN, json.dumps({**_read_json(out_dir / RUN), "engine": dict(description)}, indent=1))
+        write_text(out_dir / RUN, json.dumps({**_read_json(out_dir / RUN), "engine": dict(description)}, indent=1))
 
 
 # The command
@@ -346,14 +351,18 @@ def progress_bar(label: str) -> Iterator[OnProgress]:
     task = bar.add_task(label, total=None)
 
     def show(done: int, total: int, failed: int) -> None:
-        # Not before there is something to show: an error in the data is one line alone.
-        bar.start()
+        if not bar.live.is_started:
+            # Not before there is something to show: an error in the data is one line alone. What an earlier try left
+            # tells nothing about the speed of this one.
+            bar.reset(task, completed=done, total=total)
+            bar.start()
         bar.update(task, completed=done, total=total, description=f"{label}, {failed} failed" if failed else label)
 
     try:
         yield show
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def main(config: EvalConfig, *, as_json: bool = False) -> int:

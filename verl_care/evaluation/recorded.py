@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,32 @@ class AnswerLog:
             raise EvaluationError(
                 f"{self.path}: another process is writing it; wait for it, or use another folder"
             ) from None
-        self._entries = self._read()
+        self._places: dict[str, tuple[int, int]] = {}
+        self._failed: set[str] = set()
+        self._end = self._read()
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> int:
+        """Notes where every answer stands, cuts off half a last line, and gives the end of the file."""
         self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        self._file.truncate(whole)
-        entries = {}
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        end = 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(end)
+                break
             try:
-                entry = json.loads(line)
-                entries[entry["id"]] = entry
+                self._note(json.loads(line), end, len(line))
             except (ValueError, KeyError, TypeError):
                 raise EvaluationError(f"{self.path}, line {number}: not an answer; remove the line") from None
-        return entries
+            end += len(line)
+        return end
+
+    def _note(self, entry: Mapping[str, Any], start: int, length: int) -> None:
+        # Answers stay on the disk: a selection has millions.
+        self._places[entry["id"]] = (start, length)
+        if entry.get("error") is None:
+            self._failed.discard(entry["id"])
+        else:
+            self._failed.add(entry["id"])
 
     def get(self, request: Request) -> Generated:
         """The answer to a request, or its failure.
@@ -82,15 +93,16 @@ class AnswerLog:
         Raises:
             KeyError: it was not asked yet.
         """
-        entry = self._entries[request_id(request)]
+        start, length = self._places[request_id(request)]
+        entry = json.loads(os.pread(self._file.fileno(), length, start))
         if entry.get("error") is not None:
             return RequestError(entry["error"])
         return Completion(entry["text"], entry.get("tokens"), entry.get("finish"), entry.get("prompt_tokens"))
 
     def has(self, request: Request, failed_too: bool = True) -> bool:
         """Whether a request was asked; with ``failed_too=False`` whether it was answered."""
-        entry = self._entries.get(request_id(request))
-        return entry is not None and (failed_too or entry.get("error") is None)
+        name = request_id(request)
+        return name in self._places and (failed_too or name not in self._failed)
 
     def add(self, requests: Sequence[Request], generated: Sequence[Generated]) -> None:
         """Appends the outcomes of a batch; they are on the disk when it returns."""
@@ -112,9 +124,10 @@ class AnswerLog:
                 }
             else:
                 entry["error"] = error_message(completion)
-            self._entries[entry["id"]] = entry
             # ASCII alone: a lone surrogate in a text has no UTF-8.
             lines.append(json.dumps(entry).encode() + b"\n")
+            self._note(entry, self._end, len(lines[-1]))
+            self._end += len(lines[-1])
         self._file.write(b"".join(lines))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -133,6 +146,7 @@ class RecordedEngine:
         batch_size: requests written at a time, at least; those of one question stay together.
         on_progress: told after each batch.
         retry_failed: asks again what failed.
+        expected: requests of all calls together, for progress; None for as many as were given so far.
     """
 
     def __init__(
@@ -143,6 +157,7 @@ class RecordedEngine:
         batch_size: int = 64,
         on_progress: OnProgress = lambda done, total, failed: None,
         retry_failed: bool = False,
+        expected: int | None = None,
     ) -> None:
         self.log = log
         self._build = build
@@ -150,6 +165,7 @@ class RecordedEngine:
         self._on_progress = on_progress
         self._retry_failed = retry_failed
         self._engine: Engine | None = None
+        self._expected = expected
         self._total = 0
         self._done = 0
         self._failed = 0
@@ -168,7 +184,7 @@ class RecordedEngine:
                 self._count(batch)
             else:
                 missing.append(batch)
-        self._on_progress(self._done, self._total, self._failed)
+        self._tell()
         if missing:
             for batch, generated in stream(self._start(), missing):
                 failures = [outcome for outcome in generated if not isinstance(outcome, Completion | str)]
@@ -177,8 +193,11 @@ class RecordedEngine:
                     raise EvaluationError(f"all {len(batch)} requests of the first batch failed; the first: {message}")
                 self.log.add(batch, generated)
                 self._count(batch)
-                self._on_progress(self._done, self._total, self._failed)
+                self._tell()
         return [self.log.get(request) for request in requests]
+
+    def _tell(self) -> None:
+        self._on_progress(self._done, max(self._total, self._expected or 0), self._failed)
 
     def _start(self) -> Engine:
         if self._engine is None:

@@ -45,6 +45,8 @@ class EngineConfig:
     """GPUs a model is spread over (vLLM)."""
     gpu_memory_utilization: float = 0.85
     """Share of a GPU's memory (vLLM)."""
+    replicas: int = 1
+    """Copies of the model, each in a process of Ray with GPUs of its own (or a core, where there are none)."""
     num_workers: int = 8
     """Threads that read media."""
     trust_remote_code: bool = False
@@ -58,12 +60,16 @@ def build_engine(config: EngineConfig) -> Engine:
         ValueError: no engine of that name.
         ImportError: vLLM is not installed.
     """
+    if config.name not in ENGINES:
+        raise ValueError(f"engine: expected {' or '.join(ENGINES)}; got {config.name!r}")
+    if config.replicas > 1:
+        from verl_care.evaluation.engines.replicas import ReplicatedEngine
+
+        return ReplicatedEngine(config)
     if config.name == "hf":
         from verl_care.evaluation.engines.hf import TransformersEngine
 
         return TransformersEngine(config)
-    if config.name == "vllm":
-        from verl_care.evaluation.engines.vllm import VllmEngine
+    from verl_care.evaluation.engines.vllm import VllmEngine
 
-        return VllmEngine(config)
-    raise ValueError(f"engine: expected {' or '.join(ENGINES)}; got {config.name!r}")
+    return VllmEngine(config)
