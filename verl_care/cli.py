@@ -325,7 +325,8 @@ def evaluate(
         int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: by device and checkpoint.")] = None,
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs a model is spread over (vllm).")] = 1,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs a copy is spread over (vllm).")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model, spread over GPUs by Ray.")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -342,6 +343,7 @@ def evaluate(
                 max_model_len=max_model_len,
                 dtype=dtype,
                 tensor_parallel_size=tensor_parallel_size,
+                replicas=replicas,
             ),
             data=tuple(data),
             out_dir=str(out),
@@ -357,6 +359,107 @@ def evaluate(
             blind=blind,
             baseline=None if baseline is None else str(baseline),
             limit=limit,
+            retry_failed=retry_failed,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    raise typer.Exit(main(config, as_json=as_json))
+
+
+class Balance(StrEnum):
+    """How a budget is shared among data sources and problem types."""
+
+    proportional = "proportional"
+    equal = "equal"
+
+
+class Scoring(StrEnum):
+    """Which accuracy counts."""
+
+    strict = "strict"
+    lenient = "lenient"
+
+
+@app.command(
+    epilog="Example: verl-care select train.parquet --model Qwen/Qwen2.5-VL-7B-Instruct --keep 32000 --out kept"
+)
+def select(
+    data: Annotated[list[str], typer.Argument(help="Parquet files of records.")],
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of the selection; a killed one goes on from there.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Model to ask: a Hugging Face folder or name, or verl's.")] = None,
+    from_run: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Training run whose rollouts to read instead.")
+    ] = None,
+    first_step: Annotated[int, typer.Option(help="Of that run's rollouts: none of earlier steps.")] = 0,
+    last_step: Annotated[int | None, typer.Option(help="Of that run's rollouts: none of later steps.")] = None,
+    runs: Annotated[int, typer.Option("--runs", "-k", min=1, help="Answers a record.")] = 8,
+    keep: Annotated[int | None, typer.Option(min=1, help="Records to keep at most. Default: all that pass.")] = None,
+    balance: Annotated[
+        Balance, typer.Option(help="How that is shared among sources and types.")
+    ] = Balance.proportional,
+    min_pass_rate: Annotated[float, typer.Option(help="Questions: the share of right runs is above this.")] = 0.0,
+    max_pass_rate: Annotated[float, typer.Option(help="Questions: the share of right runs is below this.")] = 1.0,
+    min_variance: Annotated[float, typer.Option(help="Spans: the variance of the IoU is at least this.")] = 0.0,
+    variance_quantile: Annotated[float | None, typer.Option(help="Spans: … or at least this quantile of all.")] = None,
+    seed: Annotated[int, typer.Option(help="Of answers and of the draw inside a budget.")] = 0,
+    scoring: Annotated[Scoring, typer.Option(help="Which accuracy counts.")] = Scoring.strict,
+    engine: Annotated[EvalEngine, typer.Option(help="hf: transformers; vllm: vLLM offline.")] = EvalEngine.hf,
+    replicas: Annotated[int, typer.Option(min=1, help="Copies of the model, spread over GPUs by Ray.")] = 1,
+    tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs a copy is spread over (vllm).")] = 1,
+    temperature: Annotated[float, typer.Option(help="Of the answers; above 0.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    frames: Annotated[int | None, typer.Option(min=2, help="Frames of a video at most. Default: as recorded.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second before that cap. Default: as recorded.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of a frame at most. Default: as recorded.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers that transformers generates at once.")] = 16,
+    write_every: Annotated[int, typer.Option(min=1, help="Answers after which the work so far is written.")] = 64,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Keep the records on which several answers of a model differ: a subset, a score table and a page."""
+    from verl_care.data.selection import KeepRules
+    from verl_care.evaluation.engines import EngineConfig
+    from verl_care.evaluation.select_records import SelectConfig, main
+
+    try:
+        rules = KeepRules(
+            min_pass_rate=min_pass_rate,
+            max_pass_rate=max_pass_rate,
+            min_variance=min_variance,
+            variance_quantile=variance_quantile,
+            keep=keep,
+            balance=balance.value,
+            seed=seed,
+        )
+        asked = model and EngineConfig(
+            model=model,
+            name=engine.value,
+            batch_size=batch_size,
+            max_model_len=max_model_len,
+            tensor_parallel_size=tensor_parallel_size,
+            replicas=replicas,
+        )
+        config = SelectConfig(
+            data=tuple(data),
+            out_dir=str(out),
+            rules=rules,
+            engine=asked or None,
+            run_dir=None if from_run is None else str(from_run),
+            first_step=first_step,
+            last_step=last_step,
+            runs=runs,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            scoring=scoring.value,
+            max_frames=frames,
+            fps=fps,
+            max_pixels=max_pixels,
+            batch_size=write_every,
             retry_failed=retry_failed,
         )
     except ValueError as error:
