@@ -98,7 +98,9 @@ class CareDataset(RLHFDataset):
         for path in self.data_files:
             check_file(path, seen, check_media=care.get("check_media", True))
         self._load()
-        if self.processor is None and any(row.get(key) for row in self.dataframe for key in (self.video_key, self.image_key)):
+        if self.processor is None and any(
+            row.get(key) for row in self.dataframe for key in (self.video_key, self.image_key)
+        ):
             raise DataError(
                 f"{self.data_files[0]}: has records with media, but transformers can load no processor from "
                 "actor_rollout_ref.model.path; see the warning above, and the image_processor_type in the model's "
