@@ -43,7 +43,8 @@ _TEMPLATE = """<!DOCTYPE html>
 <tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <p>Pass rate: share of right runs; for temporal grounding the mean IoU.
-{% if threshold %} Spans had to reach a variance of {{ threshold }}.{% endif %}{% if failed %} {{ failed }} answers failed and are no runs.{% endif %}</p>
+{% if threshold %}Spans had to reach a variance of {{ threshold }}.{% endif %}
+{% if failed %}{{ failed }} answers failed and are no runs.{% endif %}</p>
 <div class="figures">
 {% for name, data in figures %}<img src="data:image/png;base64,{{ data }}" alt="pass rates of {{ name }}">
 {% endfor %}</div>

@@ -46,7 +46,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.85
     """Share of a GPU's memory (vLLM)."""
     replicas: int = 1
-    """Copies of the model, each in a process of Ray with GPUs of its own (or a core, where there are none)."""
+    """Copies of the model, each in a process of Ray with GPUs of its own, where there are any."""
     num_workers: int = 8
     """Threads that read media."""
     trust_remote_code: bool = False

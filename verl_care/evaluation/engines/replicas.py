@@ -42,8 +42,12 @@ class ReplicatedEngine:
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        gpus = config.tensor_parallel_size if ray.cluster_resources().get("GPU", 0) else 0
-        actor = ray.remote(num_gpus=gpus, num_cpus=0 if gpus else 1)(_Replica)
+        there = int(ray.cluster_resources().get("GPU", 0))
+        gpus = config.tensor_parallel_size if there else 0
+        if gpus * config.replicas > there:
+            raise ValueError(f"{config.replicas} copies on {gpus} GPUs each: Ray has {there} GPUs; ask for fewer")
+        # No cores: actors would wait for ever for those that others hold.
+        actor = ray.remote(num_gpus=gpus, num_cpus=0)(_Replica)
         single = replace(config, replicas=1)
         self._actors = [actor.remote(single) for _ in range(config.replicas)]
         # A model that cannot be loaded shows here, and not in the middle of a run.
