@@ -25,6 +25,7 @@ from torch import Tensor
 
 from verl_care.config import STAGES
 from verl_care.replay import ReplayError, open_run
+from verl_care.report import tokens
 from verl_care.report.curves import COMPETENCE, STAGE_COLOURS, moving_mean, read_metrics
 from verl_care.shaping import groups
 
@@ -43,6 +44,10 @@ class RunData:
     lengths: dict[str, Tensor] = field(default_factory=dict)
     """Response lengths of ``PHASES``, each (n,): the first tenth of the updates, those around the peak, the last."""
     competence: tuple[list[int], list[float]] = ((), ())  # type: ignore[assignment]
+    token_shares: dict[str, list[float]] = field(default_factory=dict)
+    """Per update with a token selection: step, and shares of the tokens; empty without one."""
+    pictures: list[tokens.TokenPicture] = field(default_factory=list)
+    """Responses with their tokens."""
     num_rollouts: int = 0
 
     def mean(self, name: str, phase: str) -> float:
@@ -93,6 +98,8 @@ def read_run(path: str | Path, *, name: str = "", metrics: str | Path | None = N
         raise ReplayError(f"{path}: the rollout log holds no rows yet")
     for phase in PHASES:
         data.lengths[phase] = torch.cat([per_update[row] for row in _phase_rows(data.series["length"], phase)])
+    data.token_shares = tokens.read_shares(run.files)
+    data.pictures = tokens.read_pictures(run.files)
     metrics = Path(metrics) if metrics is not None else Path(path) / "metrics.jsonl"
     if metrics.exists():
         data.competence = read_metrics(metrics).series(COMPETENCE)
@@ -254,6 +261,18 @@ def _draw_components(run: RunData) -> Any:
     return figure
 
 
+def _draw_token_shares(run: RunData) -> Any:
+    figure, axis = _new_figure(f"Tokens that train, and what each signal chose, {run.name}")
+    steps = run.token_shares["step"]
+    for name, colour in zip([name for name in run.token_shares if name != "step"], COLOURS, strict=False):
+        axis.plot(steps, run.token_shares[name], color=colour, linewidth=1.6, label=name)
+    axis.set_xlabel("step")
+    axis.set_ylabel("share of tokens")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
 def draw_figures(runs: Sequence[RunData]) -> dict[str, Any]:
     """The report's figures by file name; those that compare first, then those of each run."""
     figures = {
@@ -269,6 +288,8 @@ def draw_figures(runs: Sequence[RunData]) -> dict[str, Any]:
     for number, run in enumerate(runs):
         figures[f"lengths_{number}"] = _draw_density(run)
         figures[f"components_{number}"] = _draw_components(run)
+        if run.token_shares:
+            figures[f"tokens_{number}"] = _draw_token_shares(run)
     return figures
 
 
@@ -294,6 +315,8 @@ TEMPLATE = """<!DOCTYPE html>
              margin-top: 1rem; }
   img { width: 100%; height: auto; }
   p { max-width: 46rem; }
+  h2 { font-size: 1.1rem; } h3 { font-size: .9rem; font-weight: 600; margin: 1rem 0 .2rem; }
+  {{ token_style }}
 </style>
 </head>
 <body>
@@ -308,7 +331,13 @@ groups have equal scores and unequal rewards.</p>
 <div class="figures">
 {% for figure in figures %}<img src="data:image/png;base64,{{ figure.data }}" alt="{{ figure.name }}">
 {% endfor %}</div>
-</body>
+{% for run in pictured %}<h2>Tokens that train, {{ run.name }}</h2>
+<p class="legend">{% for span in legend %}<span class="{{ span.style }}">{{ span.text }}</span> {% endfor %}: colours
+say which signals chose a token, the line under it that it trains.</p>
+{% for picture in run.pictures %}<h3>{{ picture.title }}</h3>
+<div class="tokens">{% for span in picture.spans %}<span class="{{ span.style }}" title="{{ span.hint }}">\
+{{ span.text }}</span>{% endfor %}</div>
+{% endfor %}{% endfor %}</body>
 </html>
 """
 
@@ -344,6 +373,9 @@ def write_report(
             figures=figures,
             first=runs[0].name,
             baseline=baseline.name if baseline else None,
+            pictured=[run for run in runs if run.pictures],
+            legend=tokens.legend(),
+            token_style=tokens.style_sheet(),
         )
     )
     _write(out_dir / "report.json", json.dumps(summary, indent=1).encode())
