@@ -298,6 +298,20 @@ class EvalEngine(StrEnum):
     vllm = "vllm"
 
 
+class Strategy(StrEnum):
+    """How a question is asked."""
+
+    single = "single"
+    sparse_to_dense = "sparse_to_dense"
+
+
+class Vote(StrEnum):
+    """Answers that count where no level agrees: of the last level, or of all."""
+
+    last = "last"
+    pooled = "pooled"
+
+
 @app.command(
     name="eval", epilog="Example: verl-care eval outputs/run vsi_bench/test.parquet --out eval/run --seeds 0,1,2"
 )
@@ -327,14 +341,35 @@ def evaluate(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: by device and checkpoint.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs a copy is spread over (vllm).")] = 1,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model, spread over GPUs by Ray.")] = 1,
+    strategy: Annotated[Strategy, typer.Option(help="Ask once, or at more frames where answers disagree.")] = (
+        Strategy.single
+    ),
+    levels: Annotated[str, typer.Option(help="Frames of the levels of sparse_to_dense.")] = "32,64,128",
+    samples: Annotated[int, typer.Option(min=1, help="Answers a question and level.")] = 5,
+    threshold: Annotated[float, typer.Option(help="Share of them that must agree; 1 is unanimity.")] = 1.0,
+    vote: Annotated[Vote, typer.Option(help="What counts where no level agrees.")] = Vote.last,
+    compare: Annotated[bool, typer.Option(help="Also run what sparse_to_dense is compared with.")] = True,
+    write_every: Annotated[
+        int | None, typer.Option(min=1, help="Answers after which the work so far is written. Default: 64; vllm: 1024.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score a checkpoint on benchmarks: official scores with intervals, tokens, a comparison with a baseline run."""
     from verl_care.evaluation.engines import EngineConfig
     from verl_care.evaluation.evaluate import EvalConfig, main
+    from verl_care.evaluation.sparse_to_dense import SparseToDense
 
     try:
+        course = None
+        if strategy is Strategy.sparse_to_dense:
+            course = SparseToDense(
+                frames=_numbers(levels, "--levels"),
+                samples=samples,
+                threshold=threshold,
+                vote=vote.value,
+                max_tokens=max_tokens,
+            )
         config = EvalConfig(
             engine=EngineConfig(
                 model=model,
@@ -359,7 +394,10 @@ def evaluate(
             blind=blind,
             baseline=None if baseline is None else str(baseline),
             limit=limit,
+            batch_size=write_every or (64 if engine is EvalEngine.hf else 1024),
             retry_failed=retry_failed,
+            strategy=course,
+            compare_strategies=compare,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -414,7 +452,9 @@ def select(
     fps: Annotated[float | None, typer.Option(help="Frames a second before that cap. Default: as recorded.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixels of a frame at most. Default: as recorded.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers that transformers generates at once.")] = 16,
-    write_every: Annotated[int, typer.Option(min=1, help="Answers after which the work so far is written.")] = 64,
+    write_every: Annotated[
+        int | None, typer.Option(min=1, help="Answers after which the work so far is written. Default: 64; vllm: 1024.")
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's.")
     ] = None,
@@ -459,7 +499,7 @@ def select(
             max_frames=frames,
             fps=fps,
             max_pixels=max_pixels,
-            batch_size=write_every,
+            batch_size=write_every or (64 if engine is EvalEngine.hf else 1024),
             retry_failed=retry_failed,
         )
     except ValueError as error:

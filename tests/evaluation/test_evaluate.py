@@ -15,6 +15,7 @@ from verl_care.evaluation import engines, evaluate
 from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.evaluate import EvalConfig
 from verl_care.evaluation.recorded import EvaluationError
+from verl_care.evaluation.sparse_to_dense import SparseToDense
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +222,68 @@ def test_a_record_that_is_there_twice_is_named(taught, make_row, tmp_path):
     write_rows(rows, tmp_path / "test.parquet")
     with pytest.raises(RecordError, match="record 1: video_mme/0 is there twice"):
         evaluate.evaluate(config_of(taught, [tmp_path], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def strategies(taught, benchmarks, tmp_path_factory):
+    """Sparse to dense at 2 and 4 frames, compared, over the sets of one kind of question."""
+    out_dir = tmp_path_factory.mktemp("strategies")
+    strategy = SparseToDense(frames=(2, 4), samples=3, max_tokens=40)
+    config = config_of(taught, [benchmarks[0], benchmarks[3]], out_dir, strategy=strategy)
+    return out_dir, config, evaluate.evaluate(config).results
+
+
+def test_sparse_to_dense_looks_again_at_what_it_is_unsure_of(strategies):
+    _, _, results = strategies
+    found = results["benchmarks"]
+    assert found["video_mme"]["headline"]["strict"]["mean"] == 0.5 and found["video_mme"]["frames"] == 2.0
+    course = results["strategies"]["sparse_to_dense"]
+    assert course["num_questions"] == 11 and course["num_failed"] == 0
+    assert course["decided_share"]["2"] >= 10 / 11
+    assert course["decided_share"]["2"] + course["decided_share"]["4"] + course["undecided_share"] == pytest.approx(1)
+    # Three answers at two frames, for all but one question at most.
+    assert 6 <= course["average_frames_read"] <= (11 * 6 + 12) / 11
+    assert results["budget"]["frames"] == [2, 4]
+
+
+def test_it_is_compared_with_dense_majority_and_greedy(strategies):
+    out_dir, _, results = strategies
+    names = list(results["strategies"])
+    assert names[:2] == ["sparse_to_dense", "always dense: 3 at 4"]
+    assert [name.split(":")[0] for name in names[2:]] == [
+        "equal compute",
+        "equal compute",
+        "greedy at 2",
+        "greedy at 4",
+    ]
+    dense = results["strategies"]["always dense: 3 at 4"]
+    assert (dense["average_frames"], dense["average_frames_read"]) == (4.0, 12.0)
+    assert results["strategies"]["greedy at 4"]["average_frames_read"] == 4.0
+    assert dense["difference"]["verdict"] == "not distinguishable"
+    for name in names:
+        assert name in (out_dir / "results.md").read_text()
+
+
+def test_a_finished_course_is_read_again_without_a_model(strategies, monkeypatch):
+    _, config, results = strategies
+    monkeypatch.setattr(evaluate, "build_engine", lambda config: pytest.fail("the model was loaded"))
+    assert evaluate.evaluate(config).results == results
+
+
+def test_a_clip_with_fewer_frames_than_a_level_ends_there(taught, make_row, tmp_path):
+    write_rows([make_row("medium", n, clip) for n, clip in enumerate(taught.clips)], tmp_path / "test.parquet")
+    strategy = SparseToDense(frames=(4, 64), samples=4, max_tokens=40)
+    results = evaluate.evaluate(config_of(taught, [tmp_path], tmp_path / "run", strategy=strategy)).results
+    frames = {row["frames"] for row in pq.read_table(tmp_path / "run/items.parquet").to_pylist()}
+    assert frames <= {4.0, 8.0} and results["failed"] == 0
+
+
+def test_a_broken_clip_of_a_course_stays_in_the_denominator(taught, make_row, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    rows = [make_row("easy", 0, taught.clips[0]), make_row("easy", 1, tmp_path / "broken.mp4")]
+    write_rows(rows, tmp_path / "test.parquet")
+    strategy = SparseToDense(frames=(2, 4), samples=2, max_tokens=40)
+    results = evaluate.evaluate(config_of(taught, [tmp_path], tmp_path / "run", strategy=strategy)).results
+    entry = results["benchmarks"]["video_mme"]
+    assert (entry["items"], entry["failed"], entry["headline"]["strict"]["mean"]) == (2, 1, 0.5)
+    assert results["strategies"]["sparse_to_dense"]["num_failed"] == 1

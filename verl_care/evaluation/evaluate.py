@@ -24,6 +24,8 @@ from verl_care.evaluation.items import Benchmark, Item, read_benchmarks
 from verl_care.evaluation.prompts import set_budget, without_media
 from verl_care.evaluation.recorded import AnswerLog, EvaluationError, OnProgress, RecordedEngine
 from verl_care.evaluation.scores import Answered, BenchmarkScores, Row, compare, score_benchmark, summarise, to_rows
+from verl_care.evaluation.sparse_to_dense import SparseToDense
+from verl_care.evaluation.strategies import SPARSE_TO_DENSE, run_strategies
 
 RUN, ANSWERS, ITEMS, RESULTS = "run.json", "answers.jsonl", "items.parquet", "results.json"
 VERSION = 1
@@ -72,6 +74,10 @@ class EvalConfig:
     """Answers written at a time, at least."""
     retry_failed: bool = False
     """Asks again what failed in an earlier try."""
+    strategy: SparseToDense | None = None
+    """Asks by levels of frames, and takes frames, answers and temperatures from here; None asks once."""
+    compare_strategies: bool = True
+    """With a strategy: also asks what it is compared with."""
     resamples: int = 2000
     """Draws of the bootstraps."""
 
@@ -80,13 +86,18 @@ class EvalConfig:
             raise ValueError("data: expected at least one file")
         if len(set(self.seeds)) < len(self.seeds) or not self.seeds:
             raise ValueError(f"seeds: expected different numbers; got {self.seeds}")
-        if len(self.seeds) > 1 and self.temperature == 0:
+        if self.strategy is not None and self.blind:
+            raise ValueError("blind: a question without its clip has no frames to ask at; leave one of the two out")
+        if len(self.seeds) > 1 and self.temperature == 0 and self.strategy is None:
             raise ValueError("seeds: greedy answers are the same under every seed; set a temperature above 0")
 
     @property
     def budget(self) -> dict[str, Any]:
         """What an answer may cost, beside the prompt itself."""
-        return {"strategy": "single", "max_tokens": self.max_tokens}
+        if self.strategy is None:
+            return {"strategy": "single", "max_tokens": self.max_tokens}
+        # As JSON has it, so that a run read from its file compares.
+        return {**json.loads(json.dumps(asdict(self.strategy))), "strategy": SPARSE_TO_DENSE}
 
     def sampling(self, item: Item, seed: int) -> dict[str, Any]:
         """Sampling parameters of one answer; its random seed is made of the run's and the item's name."""
@@ -152,11 +163,25 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress = lambda done, total
         retry_failed=config.retry_failed,
     )
     try:
-        scores, blind = ask(config, benchmarks, engine)
+        strategies: dict[str, Any] | None = None
+        if config.strategy is None:
+            scores, blind = ask(config, benchmarks, engine)
+        else:
+            answers, strategies = run_strategies(
+                config.strategy,
+                benchmarks,
+                engine,
+                seeds=config.seeds,
+                compare=config.compare_strategies,
+                resamples=config.resamples,
+            )
+            scores, blind = [score_benchmark(entry, answers[entry.name]) for entry in benchmarks], []
         note_engine(out_dir, engine.description)
     finally:
         engine.close()
     results = build_results(config, scores, blind, baseline, _read_json(out_dir / RUN).get("engine") or {})
+    if strategies is not None:
+        results["strategies"] = strategies
     write_run(out_dir, scores, blind, results)
     return Evaluation(scores=tuple(scores), blind=tuple(blind), results=results)
 

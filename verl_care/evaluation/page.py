@@ -121,18 +121,35 @@ def detail_tables(entry: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]
     return tables
 
 
+_SCORES = (
+    "Scores are percentages. Strict is the headline: what the answer tags hold and nothing beside it. Lenient also "
+    "takes the same answer in other words; official is the benchmark's own scorer where it has rules of its own. "
+    "An answer that cannot be read, and an item that failed, is wrong. Intervals: bootstrap over videos."
+)
+_STRATEGIES = (
+    "Frames: of the level at which a question ended. Frames read: frames times answers over all levels, which is what "
+    "an engine without a prefix cache pays. Decided: share of all questions that agreed at a level. Tokens: of all "
+    "answers to a question."
+)
+
+
 def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader has to know of the run, in sentences."""
     sampling = results["sampling"]
     greedy = sampling["temperature"] == 0
+    if "strategies" in results:
+        budget = results["budget"]
+        levels = ", ".join(str(frames) for frames in budget["frames"])
+        how = (
+            f"sparse to dense over {levels} frames, {budget['samples']} answers a level, {budget['threshold']:g} agree"
+        )
+        return [f"Model {results['model']}; {how}; {len(results['seeds'])} seed(s).", _SCORES, _STRATEGIES]
     how = "greedy" if greedy else f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}"
     frames = [f"{name} {value}" for name, value in results["frames"].items() if value is not None]
     lines = [
         f"Model {results['model']}; {how}; {len(results['seeds'])} seed(s); answers of at most "
         f"{results['budget']['max_tokens']} tokens; frames and pixels {', '.join(frames) or 'as in the records'}.",
-        "Scores are percentages. Strict is the headline: what the answer tags hold and nothing beside it. Lenient also "
-        "takes the same answer in other words; official is the benchmark's own scorer where it has rules of its own. "
-        "An answer that cannot be read, and an item that failed, is wrong. Intervals: bootstrap over videos.",
+        _SCORES,
     ]
     if results["option_seed"] is not None:
         moved = [entry["reordered"] for entry in results["benchmarks"].values() if entry["reordered"]]
@@ -175,7 +192,9 @@ def _tables(results: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[s
     return tables
 
 
-STRATEGY_HEADS = ("strategy", "strict", "lenient", "frames", "frames read", "tokens", "decided", "failed")
+STRATEGY_HEADS = (
+    "strategy", "strict", "lenient", "frames", "frames read", "tokens", "decided", "failed", "sparse_to_dense − it",
+)  # fmt: skip
 
 
 def strategy_rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -186,7 +205,7 @@ def strategy_rows(results: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [name, percent(entry["acc_strict"]), percent(entry["acc_lenient"]), _number(entry["average_frames"])]
             + [_number(entry["average_frames_read"]), _number(entry["average_tokens"]), decided]
-            + [str(entry["num_failed"])]
+            + [str(entry["num_failed"]), _change(entry["difference"]) if "difference" in entry else "–"]
         )
     return rows
 
