@@ -313,7 +313,7 @@ class Vote(StrEnum):
 
 
 @app.command(
-    name="eval", epilog="Example: verl-care eval outputs/run vsi_bench/test.parquet --out eval/run --seeds 0,1,2"
+    name="eval", epilog="Example: verl-care eval outputs/run vsi_bench/test.parquet --out eval/run --baseline eval/base"
 )
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hugging Face folder or name, or a checkpoint or run folder of verl.")],
