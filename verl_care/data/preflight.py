@@ -114,10 +114,11 @@ def _has_test_rows(path: str) -> bool:
 
     if "://" in path or not path.endswith(".parquet"):
         return False
-    schema = pq.read_schema(path)
-    if "extra_info" not in schema.names or schema.field("extra_info").type.get_field_index("split") < 0:
-        return False
-    splits = pq.read_table(path, columns=["extra_info.split"]).column("extra_info").to_pylist()
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        if "extra_info" not in schema.names or schema.field("extra_info").type.get_field_index("split") < 0:
+            return False
+        splits = file.read(columns=["extra_info.split"]).column("extra_info").to_pylist()
     return any(is_test_row(info) for info in splits)
 
 
