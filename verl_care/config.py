@@ -273,7 +273,7 @@ class ContrastConfig:
 SIGNALS = ("visual", "temporal", "entropy")
 """Video-KTR's signals of a token: it depends on the picture, on the order of the frames, or was uncertain."""
 
-TOKEN_SELECTIONS = ("video_ktr",)
+TOKEN_SELECTIONS = ("video_ktr", "d3s", "capo")
 """Ways to choose the tokens that train."""
 
 
@@ -312,6 +312,47 @@ class VideoKtrConfig:
         _require(self.difference in ("absolute", "signed"), "difference", self.difference, "absolute or signed")
         _require(self.scope in ("response", "group"), "scope", self.scope, "response or group")
         _require(self.combine in ("union", "intersection"), "combine", self.combine, "union or intersection")
+
+
+@dataclass(frozen=True, kw_only=True)
+class D3sConfig:
+    """D3S (arXiv 2509.22115). The paper's constants could not be read; these make fewer than 20 % of the tokens train
+    over most of a run, its headline."""
+
+    responses_initial: float = 0.25
+    """Share of the responses that train at the first step."""
+    responses_final: float = 0.5
+    """Share of the responses that train at the last step."""
+    tokens_initial: float = 0.1
+    """Share of those responses' tokens that train at the first step."""
+    tokens_final: float = 0.3
+    """Share of those responses' tokens that train at the last step."""
+    choose_from: str = "batch"
+    """Where the responses of largest variance are sought: ``batch``, over all prompts, or in each ``group``."""
+
+    def __post_init__(self) -> None:
+        for name in ("responses_initial", "responses_final", "tokens_initial", "tokens_final"):
+            _require(0.0 <= getattr(self, name) <= 1.0, name, getattr(self, name), "a number in [0, 1]")
+        _require(self.choose_from in ("batch", "group"), "choose_from", self.choose_from, "batch or group")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapoConfig:
+    """CAPO (arXiv 2510.00819; luckeciano/stable-pg-llm). Thresholds are the recipe's, which are for a model of Adam's
+    steps; here steps are plain gradients, so tune them by ``care/tokens/capo_…`` and with the learning rate."""
+
+    fisher_threshold: float = 1e-4
+    """Predicted shifts of the policy from here on reject a token; 0 switches the test off."""
+    hessian_threshold: float = 0.01
+    """Predicted changes of the objective of this size on reject a token; 0 switches the test off."""
+    hidden_norm_squared: float | None = None
+    """Squared norm of the last hidden state; null: the hidden size, that of a normalised state with unit weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("fisher_threshold", "hessian_threshold"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        norm = self.hidden_norm_squared
+        _require(norm is None or norm > 0, "hidden_norm_squared", norm, "null or a number > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,9 +415,11 @@ class Config:
     on_missing_state: str = "refuse"
     """On resume without ``care_state.json``: ``refuse``, or ``fresh`` to begin anew with a warning."""
     token_selection: str = "none"
-    """Which tokens train: ``none`` trains all of them; ``video_ktr``; several names joined by ``+`` train what all of
-    them select."""
+    """Which tokens train: ``none`` trains all of them; ``video_ktr``, ``d3s``, ``capo``; several names joined by ``+``
+    train what all of them select."""
     video_ktr: VideoKtrConfig = field(default_factory=VideoKtrConfig)
+    d3s: D3sConfig = field(default_factory=D3sConfig)
+    capo: CapoConfig = field(default_factory=CapoConfig)
     selected_tokens: SelectedTokensConfig = field(default_factory=SelectedTokensConfig)
     scoring: str = "strict"
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""
