@@ -17,7 +17,7 @@ from verl_care.data.records import DataError, RecordError
 FORMATS = ("multi-choice", "yes_no", "caption_matching", "captioning")
 ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
 
-COLUMNS = frozenset(("video_id", "question", "answer", "dim", "format"))
+COLUMNS = frozenset(("video_id", "question", "answer", "dim", "format", "mc_question", "mc_answer"))
 
 # Two of the published questions lack the space.
 _OPTION = re.compile(r"[A-Z][.)] ?\S")
