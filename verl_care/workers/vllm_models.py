@@ -23,9 +23,13 @@ class DataParser(Qwen2VLMultiModalDataParser):
 
     def _parse_video_data(self, data: Any) -> Any:
         items = super()._parse_video_data(data)
-        if isinstance(items, VideoProcessorItems) and any(items.metadata or ()):
-            pairs = zip(items.data, items.metadata, strict=True)
-            items.data = [(video, metadata) if metadata else video for video, metadata in pairs]
+        given = [data] if isinstance(data, tuple) else data
+        if isinstance(items, VideoProcessorItems) and isinstance(given, list):
+            # The parser has taken the pairs apart, in their order.
+            metadata = [item[1] if isinstance(item, tuple) else None for item in given]
+            if any(metadata):
+                pairs = zip(items.data, metadata, strict=True)
+                items.data = [(video, known) if known else video for video, known in pairs]
         return items
 
 

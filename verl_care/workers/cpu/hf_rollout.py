@@ -29,6 +29,7 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
 from verl_care.workers.cpu.generation import MODEL_INPUTS, Completion, Request, Sampling, generate
+from verl_care.workers.positions import SECONDS, positions_of_process, use_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class PromptPreparer:
     """
 
     def __init__(self, model_config: HFModelConfig) -> None:
+        if positions_of_process() == SECONDS:
+            use_seconds(model_config.processor)
         self._worker = SimpleNamespace(
             processor=model_config.processor,
             tokenizer=model_config.tokenizer,

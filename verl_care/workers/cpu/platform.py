@@ -216,6 +216,8 @@ class PlatformCPU(PlatformBase):
             "OMP_NUM_THREADS": "1",
             "TORCHDYNAMO_DISABLE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            # On the CPU vLLM takes the executor `uni` only with this; the engine still has a process of its own.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
 
     def cudart(self) -> None:
