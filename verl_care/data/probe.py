@@ -210,7 +210,7 @@ def probe_all(
     wanted = list(dict.fromkeys(paths))
     found: dict[str, Clip] = {}
     try:
-        for path, clip in _probe_missing(wanted, found, cache, workers or os.cpu_count() or 1):
+        for path, clip in _probe_each(wanted, cache, workers or os.cpu_count() or 1):
             found[path] = clip
             on_done(len(found), len(wanted))
     finally:
@@ -218,7 +218,7 @@ def probe_all(
     return {path: found[path] for path in wanted}
 
 
-def _probe_missing(wanted: list[str], found: dict[str, Clip], cache: Cache, workers: int) -> Iterator[tuple[str, Clip]]:
+def _probe_each(wanted: list[str], cache: Cache, workers: int) -> Iterator[tuple[str, Clip]]:
     fresh: list[str] = []
     for path in wanted:
         clip = cache.get(path)

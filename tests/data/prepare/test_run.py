@@ -168,6 +168,22 @@ def test_the_two_splits_of_one_data_set_are_compared_too(world):
     assert any("1 by video id, 1 by file" in line for line in world.told)
 
 
+def test_strict_without_anything_to_compare_with_refuses(world, published):
+    published(range(2), questions=1)
+    with pytest.raises(Refused, match="--strict needs test sets to compare with"):
+        world.prepare("video_r1", probe=False, dev=0, strict=True)
+    world.prepare("video_r1", probe=False, dev=0)
+    assert any("overlaps were not looked for" in line for line in world.told)
+
+
+def test_a_folder_of_frames_without_frames_is_a_faulty_record(world):
+    row = {"video": "a", "question": "Why?", "candidates": ["to eat", "to go"], "answer": "to go"}
+    world.json("json/episodic_reasoning.json", [row])
+    (world.videos / "tvqa/video_fps3_hq_segment/a").mkdir(parents=True)
+    with pytest.raises(DataError, match="episodic_reasoning.json, record 0: video: .*no frames in the folder"):
+        world.prepare("mvbench")
+
+
 def test_a_folder_holds_one_data_set(world, published):
     published(range(2), questions=1)
     world.prepare("video_r1", probe=False, dev=0)

@@ -319,9 +319,13 @@ def _media_of(entry: Entry, root: Path, out: Path) -> str | None:
     names = [item.video] if isinstance(item.video, str) else list(item.video)
     paths = [find_media(root, name, entry.where, "video") for name in names]
     path = next((path for path in paths if path.exists()), paths[0])
-    if path.is_dir():
-        return str(make_clip(path, out.absolute() / "clips" / path.relative_to(root).with_suffix(".mp4")))
-    return str(path)
+    if not path.is_dir():
+        return str(path)
+    clip = out.absolute() / "clips" / path.relative_to(root).parent / f"{path.name}.mp4"
+    try:
+        return str(make_clip(path, clip))
+    except DataError as error:
+        raise RecordError.at(entry.where, "video", str(error), "mend or drop it") from None
 
 
 def _judge(entries: Iterable[Entry], clips: Mapping[str, Clip], limits: Limits) -> dict[int, tuple[str, str]]:
@@ -474,6 +478,10 @@ def _compare(
             # What this run is about to replace.
             if not (path.parent == request.out.absolute() and wanted.split(".")[0] in traces)
         }
+        if train and not others and "test" not in traces:
+            if request.strict:
+                raise Refused(f"{name}: --strict needs test sets to compare with; prepare them, or use --against")
+            tell(f"{name}: no test set beside {request.out}; overlaps were not looked for")
         found: list[Overlap | None] = []
         for other_name, path in others.items():
             if not path.exists():

@@ -40,8 +40,8 @@ _IGNORE = "Please ignore the Quiz question in last frame of the video.\n"
 
 def read(path: Path, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Records of one config, with its name."""
-    named = [track for track in TRACKS if track.lower() in str(path).lower()]
-    if len(named) != 1:
+    named = [track for track in TRACKS if track.lower() in (path.parent.name.lower(), path.stem.lower())]
+    if not named:
         raise DataError(f"{path}: names none of {', '.join(TRACKS)}; keep the folders of the published configs")
     for where, row in read_file(path):
         yield where, {**row, "track": named[0]}
@@ -80,7 +80,7 @@ VIDEO_MMMU = Preparer(
     name="video_mmmu",
     title="VideoMMMU: learning from lectures, three tracks; 900 questions",
     kind="evaluation",
-    files=("*/test*.parquet", "**/*.parquet", "**/*.json*"),
+    files=("[PCA]*ion/test*.parquet", "**/*.parquet", "**/*.json*"),
     convert=convert,
     read=read,
 )
