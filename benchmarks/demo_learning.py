@@ -3,8 +3,8 @@
     python benchmarks/demo_learning.py --seeds 0 1 2
 
 Exit status 1 where a run fails, or where a seed misses a goal: mean accuracy of the last ten steps at least 0.2 above
-that of the first ten, held-out accuracy at least 0.85 at the end, and chance (within two standard errors) once the
-clips are swapped between the questions.
+that of the first ten, held-out accuracy at least 0.85 at the end, and chance once the clips are swapped between the
+questions: within two standard errors of the share of questions whose new clip has the same answer.
 """
 
 from __future__ import annotations
@@ -22,35 +22,45 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from verl_care.data import demo as assets
+from verl_care.data import demo_clips
 from verl_care.demo import run_demo
-from verl_care.report.curves import ACCURACY, COMPETENCE, LENGTH, Curve, read_metrics
+from verl_care.report.curves import ACCURACY, COMPETENCE, LENGTH, Curve, moving_mean, read_metrics
 
 RISE, HELD_OUT, WINDOW = 0.2, 0.85, 10
 
 
-def swapped_chance(folder: Path) -> tuple[float, int]:
-    """Share of swapped records whose other clip has the same answer, which a perfect eye scores, and their number."""
-    same = [
-        row["extra_info"]["same_answer"]
+def swapped_chance(folder: Path) -> dict[str, float]:
+    """What two policies score on the records whose clips were swapped, and how many there are.
+
+    Returns:
+        ``seeing``: a perfect eye, right where the other clip has by chance the same answer; ``guessing``: a blind policy
+        that draws from the possible answers; ``records``.
+    """
+    extra = [
+        row["extra_info"]
         for row in pq.read_table(folder / "val.parquet").to_pylist()
         if row["data_source"] == assets.SWAPPED_SOURCE
     ]
-    return (statistics.fmean(same), len(same)) if same else (math.nan, 0)
+    return {
+        "seeing": statistics.fmean(info["same_answer"] for info in extra),
+        "guessing": statistics.fmean(1 / len(demo_clips.answers_of(info["kind"])) for info in extra),
+        "records": len(extra),
+    }
 
 
-def judge(curve: Curve, chance: float, swapped_records: int) -> dict[str, Any]:
+def judge(curve: Curve, chance: dict[str, float]) -> dict[str, Any]:
     """The figures of one run and whether they reach the goals.
 
     Args:
         curve: metrics by step, at least ``2 * WINDOW`` steps.
-        chance: accuracy on swapped records of a policy that sees the clip that is shown.
-        swapped_records: how many there are.
+        chance: of `swapped_chance`.
     """
     accuracy, length = curve.series(ACCURACY)[1], curve.series(LENGTH)[1]
     held_out = curve.series(f"val-core/{assets.DATA_SOURCE}/acc/mean@1")[1]
     swapped = curve.series(f"val-core/{assets.SWAPPED_SOURCE}/acc/mean@1")[1]
     first, last = statistics.fmean(accuracy[:WINDOW]), statistics.fmean(accuracy[-WINDOW:])
-    error = math.sqrt(chance * (1 - chance) / swapped_records)
+    expected = chance["seeing"]
+    error = math.sqrt(expected * (1 - expected) / chance["records"])
     return {
         "steps": len(accuracy),
         "accuracy_first": round(first, 4),
@@ -58,11 +68,12 @@ def judge(curve: Curve, chance: float, swapped_records: int) -> dict[str, Any]:
         "held_out_before": round(held_out[0], 4),
         "held_out_after": round(held_out[-1], 4),
         "swapped_after": round(swapped[-1], 4),
-        "swapped_chance": round(chance, 4),
+        "swapped_chance": {name: round(value, 4) for name, value in chance.items()},
         "length_tokens_first": round(statistics.fmean(length[:WINDOW]), 2),
+        "length_tokens_longest": round(max(moving_mean(length, 5)), 2),
         "length_tokens_last": round(statistics.fmean(length[-WINDOW:]), 2),
         "competence": [round(value, 4) for value in curve.series(COMPETENCE)[1][-1:]],
-        "reached": last - first >= RISE and held_out[-1] >= HELD_OUT and abs(swapped[-1] - chance) <= 2 * error,
+        "reached": last - first >= RISE and held_out[-1] >= HELD_OUT and abs(swapped[-1] - expected) <= 2 * error,
     }
 
 
@@ -83,7 +94,7 @@ def main() -> int:
                 return status
             seconds = time.perf_counter() - started
             folder = assets.build_assets(seed=seed)
-        figures = judge(read_metrics(out_dir / "metrics.jsonl"), *swapped_chance(folder))
+        figures = judge(read_metrics(out_dir / "metrics.jsonl"), swapped_chance(folder))
         runs.append({"seed": seed, "seconds": round(seconds, 1), **figures})
     print(json.dumps({"benchmark": "demo_learning", "manager": args.manager, "runs": runs}))
     return 0 if all(run["reached"] for run in runs) else 1

@@ -26,13 +26,18 @@ from verl_care.data.demo_clips import (
     DATA_SOURCE,
     FRAME_SIZE,
     GRADED_KINDS,
+    GROUNDING_KINDS,
     RGB,
+    SAMPLED_FRAMES,
+    SAMPLED_FRAMES_A_SECOND,
     SIGNS,
+    SPAN_SECONDS,
     SWAPPED_SOURCE,
     USER_KINDS,
     VIDEO_KINDS,
     ClipSpec,
     ask,
+    draw_span_spec,
     draw_spec,
     make_record,
     render_frame,
@@ -44,13 +49,15 @@ from verl_care.data.records import write_rows
 
 __all__ = ["DATA_SOURCE", "SWAPPED_SOURCE", "DemoError", "build_assets", "demo_folder"]
 
-VERSION = 6
+VERSION = 7
 """Of what a build makes; a folder of another version is built anew."""
 
 TRAIN_CLIPS, VAL_CLIPS = 180, 48
 """Drawn clips; the two sets have none in common."""
 QUESTIONS_A_CLIP = {"train": 5, "val": 2}
 """Questions about each drawn clip. Every kind in training, for the vision tower learns from all of them at once."""
+QUESTION_SETS = ("all", "grounding")
+"""``all``: every kind but times; ``grounding``: when a shape is seen, and its colour."""
 MIN_RECORDS = 64
 MANIFEST = "manifest.json"
 CUT_THRESHOLD = 40.0
@@ -87,6 +94,7 @@ class Size:
 def build_assets(
     *,
     seed: int = 0,
+    questions: str = "all",
     video_dir: Path | None = None,
     folder: Path | None = None,
     size: Size = Size(),  # noqa: B008
@@ -96,8 +104,10 @@ def build_assets(
 
     Args:
         seed: of clips, questions and model.
+        questions: one of QUESTION_SETS.
         video_dir: folder with the user's own videos; small copies of their pieces then become the clips.
-        folder: where to; by default ``demo_folder()``, with a suffix for other seeds and for the user's videos.
+        folder: where to; by default ``demo_folder()``, with a suffix for other questions and seeds and for the user's
+            videos.
         size: how much to make.
         on_progress: told about each part.
 
@@ -105,17 +115,25 @@ def build_assets(
         The folder.
 
     Raises:
-        DemoError: no video in ``video_dir``, or one that cannot be read; names it.
+        DemoError: no video in ``video_dir``, or one that cannot be read, which it names; unknown ``questions``, or
+            questions about times together with videos of one's own.
     """
+    if questions not in QUESTION_SETS:
+        raise DemoError(f"questions: expected {' or '.join(QUESTION_SETS)}; got {questions!r}")
+    if questions != "all" and video_dir is not None:
+        raise DemoError(f"questions: {questions} is about clips that the demo draws; leave out the folder {video_dir}")
     videos = _list_videos(video_dir)
     identity = {
         "version": VERSION,
         "seed": seed,
+        "questions": questions,
         "size": vars(size),
         "videos": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in videos],
     }
     if folder is None:
         folder = demo_folder()
+        if questions != "all":
+            folder = folder.with_name(f"{folder.name}-{questions}")
         if videos:
             digest = hashlib.blake2b(json.dumps(identity["videos"]).encode(), digest_size=4).hexdigest()
             folder = folder.with_name(f"{folder.name}-videos-{digest}-seed{seed}")
@@ -131,7 +149,7 @@ def build_assets(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "clips").mkdir(parents=True)
-        drawn, held_out = _drawn_records(partial, seed, size, on_progress)
+        drawn, held_out = _drawn_records(partial, seed, questions, size, on_progress)
         records = (drawn, held_out)
         if videos:
             records = _user_records(videos, partial, seed, on_progress)
@@ -164,10 +182,13 @@ def _moved(row: dict[str, Any], partial: Path, folder: Path) -> dict[str, Any]:
 
 
 def _drawn_records(
-    folder: Path, seed: int, size: Size, on_progress: Progress
+    folder: Path, seed: int, questions: str, size: Size, on_progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and held-out records about clips drawn into ``folder``, and the held-out ones with clips swapped."""
     rng = random.Random(seed)
+    new_spec, kinds, frames = draw_spec, VIDEO_KINDS, SAMPLED_FRAMES
+    if questions == "grounding":
+        new_spec, kinds, frames = draw_span_spec, GROUNDING_KINDS, SAMPLED_FRAMES_A_SECOND * SPAN_SECONDS
     total = size.train_clips + size.val_clips
     made = 0
     specs: dict[str, ClipSpec] = {}
@@ -176,15 +197,15 @@ def _drawn_records(
         nonlocal made
         rows: list[dict[str, Any]] = []
         for number in range(count):
-            spec = draw_spec(rng)
+            spec = new_spec(rng)
             while spec in specs.values():
-                spec = draw_spec(rng)
+                spec = new_spec(rng)
             clip = folder / "clips" / f"{split}{number}.mp4"
             specs[str(clip)] = spec
             write_clip(clip, spec)
-            for kind in rng.sample(VIDEO_KINDS, QUESTIONS_A_CLIP[split]):
-                rows.append(_record(rng, len(rows), kind, spec.answer(kind), split, video=clip))
-            if number % 3 == 0:
+            for kind in rng.sample(kinds, min(QUESTIONS_A_CLIP[split], len(kinds))):
+                rows.append(_record(rng, len(rows), kind, spec.answer(kind), split, frames=frames, video=clip))
+            if questions == "all" and number % 3 == 0:
                 rows += _other_media(rng, len(rows), folder, split, spec)
             made += 1
             on_progress("drawing clips", made, total)
@@ -194,9 +215,18 @@ def _drawn_records(
     return train, val + _swapped(val, specs, rng)
 
 
-def _record(rng: random.Random, index: int, kind: str, answer: str, split: str, **media: Path) -> dict[str, Any]:
+def _record(
+    rng: random.Random,
+    index: int,
+    kind: str,
+    answer: str,
+    split: str,
+    *,
+    frames: int = SAMPLED_FRAMES,
+    **media: Path,
+) -> dict[str, Any]:
     text, truth = ask(kind, answer, rng, "".join(f"<{name}>" for name in media))
-    return make_record(index=index, kind=kind, text=text, truth=truth, split=split, **media)
+    return make_record(index=index, kind=kind, text=text, truth=truth, split=split, frames=frames, **media)
 
 
 def _other_media(rng: random.Random, index: int, folder: Path, split: str, spec: ClipSpec) -> list[dict[str, Any]]:

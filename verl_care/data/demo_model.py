@@ -250,21 +250,12 @@ def _media_patches(process_vision_info: Any, messages: list[dict[str, Any]], pro
     return out["pixel_values"], out["image_grid_thw"]
 
 
-def draw_thoughts(rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> list[str]:
-    """Words for a think block, 1 to MAX_THOUGHTS of them, their number drawn geometrically."""
+def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
+    """A response in the published format, with a think block of geometric length."""
     words = [rng.choice(THOUGHTS)]
     while len(words) < MAX_THOUGHTS and rng.random() > 1.0 / mean_thoughts:
         words.append(rng.choice(THOUGHTS))
-    return words
-
-
-def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
-    """A response in the published format, with drawn thoughts."""
-    return _respond(draw_thoughts(rng, mean_thoughts), answer)
-
-
-def _respond(thoughts: Sequence[str], answer: str) -> str:
-    return f"<think>{' '.join(thoughts)}</think><answer>{answer}</answer>"
+    return f"<think>{' '.join(words)}</think><answer>{answer}</answer>"
 
 
 def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -432,7 +423,6 @@ def train_answers(
     noise: float,
     mean_thoughts: float,
     peak_lr: float,
-    relief: float = 0.0,
     batch_size: int = 48,
     answer_weight: float = 4.0,
     on_step: Callable[[], None] | None = None,
@@ -449,7 +439,6 @@ def train_answers(
             `1 - noise + noise / k` for k possible answers.
         mean_thoughts: mean number of words between the think tags.
         peak_lr: highest learning rate of a one-cycle schedule.
-        relief: what each word of thought after the first takes off the noise: longer thought is right more often.
         batch_size: prompts a step.
         answer_weight: weight of the answer's tokens against the mean over all tokens.
         on_step: called after each step.
@@ -460,11 +449,7 @@ def train_answers(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         part = rng.sample(list(prompts), min(batch_size, len(prompts)))
-        texts = []
-        for prompt in part:
-            thoughts = draw_thoughts(rng, mean_thoughts)
-            left = max(0.0, noise - relief * (len(thoughts) - 1))
-            texts.append(_respond(thoughts, noisy_answer(prompt, left, rng)))
+        texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
         responses = [response_ids(tokenizer, text) for text in texts]
         logprobs, mask = token_logprobs(model, collate(model, part, responses))
         answering = _after_answer_tag(tokenizer, part, responses, mask)
@@ -485,10 +470,8 @@ class WarmStart:
     align_steps: int = 150
     answer_steps: int = 260
     soften_steps: int = 60
-    noise: float = 0.8
-    """Share of answers drawn at random in the last part, after one word of thought."""
-    relief: float = 0.03
-    """What each further word takes off that share."""
+    noise: float = 0.65
+    """Share of answers drawn at random in the last part."""
 
     @property
     def total_steps(self) -> int:
@@ -507,8 +490,8 @@ def warm_start(
 ) -> None:
     """Vision first, then right answers, then answers of which a share is drawn at random.
 
-    The last part keeps what was learned about clips and makes the policy unsure, less so the longer it thinks; it also
-    brings think blocks to their full length, which the second part leaves out to be quick.
+    The last part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
+    full length, which the second part leaves out to be quick.
 
     Args:
         model: trained in place.
@@ -532,7 +515,6 @@ def warm_start(
         prompts,
         steps=plan.soften_steps,
         noise=plan.noise,
-        relief=plan.relief,
         mean_thoughts=MEAN_THOUGHTS,
         peak_lr=1e-3,
         **common,
