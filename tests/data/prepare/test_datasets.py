@@ -10,6 +10,7 @@ from PIL import Image
 from verl_care.data.prepare.run import MANIFEST
 from verl_care.data.prepare.table import PREPARERS
 from verl_care.data.records import check_record
+from verl_care.evaluation.items import read_benchmarks
 
 
 def only(rows):
@@ -162,7 +163,7 @@ def test_activitynet_tvg_in_both_shapes(world):
     assert json.loads(gold(second)) == [[1.0, 4.02]]
 
 
-def nextgqa(world, **changes):
+def nextgqa(**changes):
     row = {
         "video_id": "812",
         "frame_count": 9,
@@ -177,10 +178,10 @@ def nextgqa(world, **changes):
 
 def test_nextgqa(world):
     world.clip("1027/812.mp4")
-    world.csv("test.csv", [nextgqa(world)])
+    world.csv("test.csv", [nextgqa()])
     world.json("gsub_test.json", {"812": {"duration": 40, "location": {"8": [[-0.1, 2.5], [30.0, 38.2]]}, "fps": 25.0}})
     world.json("map_vid_vidorID.json", {"812": "1027/812"})
-    world.csv("train.csv", [nextgqa(world, answer=3)])
+    world.csv("train.csv", [nextgqa(answer=3)])
     world.prepare("nextgqa", dev=0)
     row = only(world.rows("nextgqa"))
     assert json.loads(gold(row)) == {"answer": "B", "spans": [[0.0, 2.5], [30.0, 38.2]]}
@@ -428,3 +429,16 @@ def test_the_manifest_says_what_was_read_and_what_came_of_it(world):
         "records": 1,
         "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
     }
+
+
+def test_evaluation_reads_what_was_prepared(world):
+    world.clip("fFjv93ACGo8.mp4", "812.mp4")
+    world.parquet("videomme/test-00000-of-00001.parquet", [video_mme()])
+    world.csv("test.csv", [nextgqa()])
+    world.json("gsub_test.json", {"812": {"duration": 40, "location": {"8": [[1.0, 2.5]]}, "fps": 25.0}})
+    world.prepare("video_mme")
+    world.prepare("nextgqa")
+    mme, gqa = read_benchmarks([world.out / "video_mme", world.out / "nextgqa"])
+    assert (mme.name, mme.items[0].video, mme.items[0].options[2]) == ("video_mme", "fFjv93ACGo8", "C. Berries.")
+    assert mme.items[0].messages[0]["content"][0] == {"type": "video", "video": str(world.videos / "fFjv93ACGo8.mp4")}
+    assert (gqa.items[0].video, gqa.items[0].problem_type) == ("812", "grounded QA")
