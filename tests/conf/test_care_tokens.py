@@ -23,8 +23,10 @@ CHANGED = {
         "selected_tokens.normalise_by": "selected",
         "selected_tokens.kl": "selected",
     },
+    "d3s": {"selected_tokens.normalise_by": "selected"},
+    "capo": {"selected_tokens.normalise_by": "selected"},
 }
-SELECTION = {name: "video_ktr" for name in CHANGED}
+SELECTION = {name: name if name in ("d3s", "capo") else "video_ktr" for name in CHANGED}
 
 
 def test_every_file_is_tried():

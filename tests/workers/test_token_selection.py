@@ -293,6 +293,81 @@ def test_separate_async_scores_under_the_weights_of_the_old_log_probs(partition,
     assert names[first + 2 :].index("restore_model_from_cpu") == 0
 
 
+def test_d3s_trains_few_responses_first_and_more_later(partition, tmp_path):
+    options = ["care.token_selection=d3s", "care.d3s.tokens_initial=1", "care.d3s.tokens_final=1"]
+    shares = []
+    for step in (1, 1000):
+        trainer = make_trainer(tmp_path, *options)
+        trainer.global_steps = step
+        out = update(trainer, partition)
+        assert passes(trainer) == []
+        rows = {key: row["advantages"] for key, row in trained(trainer).items() if key[:3] != "pad"}
+        trains = {key: bool(row.any()) for key, row in rows.items()}
+        assert sum(trains.values()) == (2 if step == 1 else 4)
+        shares.append(out.metrics["care/tokens/d3s_response_share"])
+        after = read_rows(out.batch, "advantages")
+        advantage = {key: float(after[key]["advantages"][0]) for key in rows}
+        # Group b has one wrong answer among three: its advantage is the smallest of all.
+        assert trains["b_1_0"] and advantage["b_1_0"] == min(advantage.values())
+    assert shares == [pytest.approx(2 / 7), pytest.approx(4 / 7)]
+
+
+class SquaresToo(Workers):
+    """Gives what verl's ``calculate_sum_pi_squared`` asks for: everything on the token, but for the rare ones."""
+
+    def compute_log_prob(self, batch):
+        assert batch.extra_info["calculate_sum_pi_squared"]
+        out = super().compute_log_prob(batch)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["log_probs"])
+        squares = torch.nested.as_nested_tensor(
+            [row.exp() ** 2 for row in data["log_probs"].unbind()], layout=torch.jagged
+        )
+        tq.kv_batch_put(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            fields=TensorDict({"sum_pi_squared": squares}, batch_size=len(batch)),
+        )
+        return out
+
+
+def test_capo_rejects_the_tokens_whose_step_is_too_large(partition, tmp_path):
+    # With sum pi^2 = pi_a^2: ||v||^2 = (1 - pi_a)^2, so the least likely tokens have the largest steps.
+    trainer = make_trainer(
+        tmp_path,
+        "care.token_selection=capo",
+        "care.capo.hidden_norm_squared=100",
+        "care.capo.hessian_threshold=0",
+        "care.capo.fisher_threshold=2e-5",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+    )
+    trainer.actor_rollout_wg = trainer.ref_policy_wg = SquaresToo()
+    out = update(trainer, partition)
+    after = read_rows(out.batch, "advantages", "old_log_probs")
+    counts = [0, 0]
+    for key, row in trained(trainer).items():
+        if key.startswith("pad"):
+            continue
+        shift = 0.5 * 1e-6 * (after[key]["advantages"] * 100) ** 2 * (1 - after[key]["old_log_probs"].exp()) ** 4
+        assert torch.equal(row["advantages"] != 0, shift < 2e-5), key
+        counts[0] += int((shift < 2e-5).sum())
+        counts[1] += len(shift)
+    assert 0 < counts[0] < counts[1]
+    assert out.metrics["care/tokens/capo_accepted_share"] == pytest.approx(counts[0] / counts[1])
+    assert out.metrics["care/tokens/capo_fisher_p99"] > 2e-5
+
+
+def test_selections_joined_by_a_plus_must_all_agree(partition, tmp_path):
+    options = ["care.d3s.tokens_initial=0.3", "care.video_ktr.signals=[visual,entropy]"]
+    masks = {}
+    for name in ("video_ktr", "d3s", "video_ktr+d3s"):
+        trainer = make_trainer(tmp_path, f"care.token_selection={name}", *options)
+        update(trainer, partition)
+        masks[name] = {key: row["advantages"] != 0 for key, row in trained(trainer).items() if key[:3] != "pad"}
+    for key, both in masks["video_ktr+d3s"].items():
+        assert torch.equal(both, masks["video_ktr"][key] & masks["d3s"][key])
+    assert any(both.any() for both in masks["video_ktr+d3s"].values())
+
+
 def test_the_rollout_log_tells_tokens_from_signals(partition, tmp_path):
     trainer = make_trainer(tmp_path, "care.rollout_log.token_samples=3", "care.selected_tokens.keep_eos=true")
     update(trainer, partition)

@@ -22,6 +22,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_from_nested
 
 from verl_care.config import Config
+from verl_care.shaping import capo, d3s
 from verl_care.shaping import token_selection as ts
 from verl_care.workers import counterfactual
 from verl_care.workers.batch import as_list
@@ -49,6 +50,10 @@ class TokenScores:
     """Signal -> scores, (rows, T), float32."""
     has: dict[str, Tensor] = field(default_factory=dict)
     """Signal -> whether a row has it, (rows,), bool."""
+    prob: Tensor | None = None
+    """Probability of each token, (rows, T); for CAPO."""
+    sum_pi_squared: Tensor | None = None
+    """Sum of squared probabilities over the vocabulary, (rows, T); for CAPO."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ class TokenSelectionMixin(PPOTrainer):
     care_config: Config
     token_scores: TokenScores | None = None
     selected_rows: SelectedRows | None = None
+    _learning_rate: float | None = None
+    _hidden_size: int | None = None
 
     @property
     def selects_tokens(self) -> bool:
@@ -107,6 +114,9 @@ class TokenSelectionMixin(PPOTrainer):
         return bool(self.care_config.token_selections)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        if "capo" in self.care_config.token_selections:
+            # verl's own switch; the pass below gives it beside log-probabilities and entropies.
+            batch.extra_info["calculate_sum_pi_squared"] = True
         batch = super()._compute_old_log_prob(batch, metrics)
         if self.selects_tokens:
             with marked_timer("care_token_scores", self.timing_raw):
@@ -118,11 +128,14 @@ class TokenSelectionMixin(PPOTrainer):
         bypass = bool(correction and correction.get("bypass_mode", False))
         if bypass:
             # old_log_probs are the rollout engine's then, and there is no entropy: differences need the actor's own.
-            self._forward(batch, "compute_log_prob", {"calculate_entropy": True})
+            with_squares = "capo" in self.care_config.token_selections
+            self._forward(
+                batch, "compute_log_prob", {"calculate_entropy": True, "calculate_sum_pi_squared": with_squares}
+            )
             log_prob_field = "log_probs"
         else:
             log_prob_field = "old_log_probs"
-        data = _get(batch, [log_prob_field, "entropy", "response_mask", "input_ids", "prompts"])
+        data = _get(batch, [log_prob_field, "entropy", "response_mask", "prompts", "sum_pi_squared"])
         response_mask = data["response_mask"]
         valid = _pad(response_mask).bool()
         scores = TokenScores(valid)
@@ -131,6 +144,9 @@ class TokenSelectionMixin(PPOTrainer):
             log_prob, entropy = (response_from_nested(value, response_mask) for value in (log_prob, entropy))
         if "video_ktr" in self.care_config.token_selections:
             self._score_video_ktr(batch, data, _pad(log_prob).float(), scores)
+        if "capo" in self.care_config.token_selections:
+            scores.prob = _pad(log_prob).float().exp()
+            scores.sum_pi_squared = _pad(response_from_nested(data["sum_pi_squared"], response_mask)).float()
         scores.signal["entropy"] = _pad(entropy).float()
         scores.has["entropy"] = torch.ones(len(valid), dtype=torch.bool)
         return scores
@@ -232,6 +248,12 @@ class TokenSelectionMixin(PPOTrainer):
             )
             selected &= chosen.selected
             by_signal.update(chosen.by_signal)
+        if {"d3s", "capo"} & set(self.care_config.token_selections):
+            advantages = _pad(_get(batch, ["advantages"])["advantages"]).float()
+            if "d3s" in self.care_config.token_selections:
+                selected &= self._select_d3s(advantages, scores, group, metrics)
+            if "capo" in self.care_config.token_selections:
+                selected &= self._select_capo(advantages, scores, metrics)
         selected |= self._kept_tokens(batch, scores.valid)
         metrics.update(_selection_metrics(selected, by_signal, scores))
         return SelectedRows(list(batch.keys), selected, by_signal)
@@ -252,6 +274,47 @@ class TokenSelectionMixin(PPOTrainer):
             for place in torch.linspace(0, len(logged) - 1, samples).round().long().tolist():
                 texts[logged[place]] = token_texts(self.tokenizer, ids[logged[place]])
         return _log_columns(self.selected_rows, self.token_scores, logged, texts)
+
+    def _select_d3s(self, advantages: Tensor, scores: TokenScores, group: Tensor, metrics: dict) -> Tensor:
+        # One advantage a response: GRPO's are equal over its tokens.
+        advantage = (advantages * scores.valid).sum(1) / scores.valid.sum(1).clamp(min=1)
+        progress = min(1.0, (self.global_steps - 1) / max(1, self.total_training_steps - 1))
+        chosen = d3s.select(advantage, scores.signal["entropy"], scores.valid, group, progress, self.care_config.d3s)
+        metrics["care/tokens/d3s_response_share"] = float(chosen.responses.sum() / scores.valid.any(1).sum())
+        return chosen.tokens
+
+    def _select_capo(self, advantages: Tensor, scores: TokenScores, metrics: dict) -> Tensor:
+        assert scores.prob is not None and scores.sum_pi_squared is not None
+        config = self.care_config.capo
+        # verl reports the rate of the next update with each update; before the first there is only the configured one.
+        rate = self._learning_rate if self._learning_rate is not None else self.config.actor_rollout_ref.actor.optim.lr
+        step = capo.predict_step(
+            advantages,
+            scores.prob,
+            scores.sum_pi_squared,
+            capo.bound_sum_pi_cubed(scores.prob, scores.sum_pi_squared),
+            learning_rate=rate,
+            hidden_norm_squared=config.hidden_norm_squared or self._read_hidden_size(),
+        )
+        accepted = capo.accept_tokens(step, config)
+        if scores.valid.any():
+            metrics["care/tokens/capo_accepted_share"] = float(accepted[scores.valid].float().mean())
+            for name, values in (("fisher", step.policy_shift), ("hessian", step.objective_change.abs())):
+                ordered = values[scores.valid].sort().values
+                metrics[f"care/tokens/capo_{name}_p99"] = float(ordered[int(0.99 * (len(ordered) - 1))])
+        return accepted & scores.valid
+
+    def _read_hidden_size(self) -> float:
+        if self._hidden_size is None:
+            from transformers import AutoConfig
+            from verl.utils.fs import copy_to_local
+
+            model = self.config.actor_rollout_ref.model
+            config = AutoConfig.from_pretrained(
+                copy_to_local(model.path), trust_remote_code=model.get("trust_remote_code", False)
+            )
+            self._hidden_size = config.get_text_config().hidden_size
+        return float(self._hidden_size)
 
     def _identities(self, batch: KVBatchMeta) -> list[str]:
         """Names of the rows that stay the same from run to run, for random draws."""
@@ -297,6 +360,7 @@ class TokenSelectionMixin(PPOTrainer):
                 changed[name] = _unpad(_pad(data[name]) * rows.selected, lengths)
         self._put(batch, changed)
         result = super()._update_actor(batch, metrics)
+        self._learning_rate = metrics.get("actor/lr", self._learning_rate)
         self._put(batch, {name: data[name] for name in changed})
         return result
 
