@@ -1,4 +1,4 @@
-"""Skips what this machine cannot run: tests marked `gpu` without a GPU, tests marked `vllm` without vLLM.
+"""Skips tests marked `gpu` without a GPU, tests marked `vllm` without vLLM, and tests marked `slow` without `--slow`.
 
 Ray and TransferQueue come as fixtures of our own plugin; they start only when a test asks for them.
 """
@@ -10,7 +10,15 @@ import pytest
 pytest_plugins = ["verl_care.testing.plugin"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes: --slow"))
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch

@@ -10,7 +10,7 @@ import pytest
 
 from verl_care import launch
 
-pytestmark = [pytest.mark.vllm, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 AGREEMENT = 1e-4
 
