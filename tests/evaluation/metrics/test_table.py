@@ -127,8 +127,25 @@ def test_open_questions_are_strict_by_equal_text(item):
         assert (values["strict"]["score"], values["lenient"]["score"]) == (strict, lenient)
 
 
-def test_every_prepared_evaluation_set_has_its_metric():
-    from verl_care.data import prepare
+@pytest.mark.parametrize(
+    ("answer", "strict", "lenient", "official"),
+    [
+        ("yes", 1, 1, 1),
+        ("Yes", 0, 1, 1),
+        ("Yes, it does.", 0, 1, 0),
+        ("no", 0, 0, 0),
+        ("Not yes", 0, 0, 0),
+        (None, 0, 0, 0),
+    ],
+)
+def test_yes_or_no(item, answer, strict, lenient, official):
+    entry = item(key="tempcompass/0", problem_type="free-form", ground_truth="yes", options=(), format="yes_no")
+    values, _ = tempcompass.score(entry, answer)
+    assert [values[reading]["score"] for reading in ("strict", "lenient", "official")] == [strict, lenient, official]
 
-    for name in METRICS:
-        assert name in (prepare.__doc__ or ""), name
+
+def test_every_evaluation_set_that_is_prepared_has_its_metric():
+    from verl_care.data.prepare.table import PREPARERS
+
+    assert {name for name, preparer in PREPARERS.items() if preparer.kind == "evaluation"} <= set(METRICS)
+    assert set(METRICS) <= set(PREPARERS)
