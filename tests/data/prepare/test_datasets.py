@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,8 @@ def test_nextgqa(world):
     assert info["problem_type"] == "grounded QA"
     train = only(world.rows("nextgqa", "train"))
     assert (gold(train), train["extra_info"]["problem_type"]) == ("D", "multiple choice")
+    # Times are asked for as JSON, a letter is not.
+    assert [len(entry["prompt"]) for entry in (row, train)] == [2, 1]
 
 
 def test_vsi_bench(world):
@@ -312,11 +315,13 @@ def test_video_mme_with_and_without_subtitles(world):
     assert (gold(row), row["extra_info"]["duration_class"]) == ("C", "short")
     assert row["extra_info"]["task_type"] == "OCR Problems"
     assert "subtitles" not in row["prompt"][0]["content"]
-    options = {"subtitles": str(world.source / "subtitle"), "subtitle_frames": "3"}
-    world.prepare("video_mme_subtitles", options=options)
+    world.prepare("video_mme_subtitles", options={"subtitle_frames": "3"})
     row = only(world.rows("video_mme_subtitles"))
     assert row["extra_info"]["subtitles"] == "line 0\nline 2"
     assert "subtitles are listed below:\nline 0\nline 2\nWhich?" in row["prompt"][0]["content"]
+    with pytest.raises(ValueError, match="--set subtitles: no such folder: '/none'"):
+        world.prepare("video_mme_subtitles", options={"subtitles": "/none"})
+    shutil.rmtree(world.source / "subtitle")
     with pytest.raises(ValueError, match="--set subtitles: no such folder"):
         world.prepare("video_mme_subtitles")
 

@@ -128,9 +128,8 @@ def prepare(
         DataError: what cannot be read, or is faulty, or is refused; one line.
     """
     options: dict[str, Any] = preparer.read_options(request.options)
-    style = request.prompt or preparer.prompt
-    if style not in STYLES:
-        raise DataError(f"--prompt: expected {', '.join(STYLES)}; got {style!r}")
+    if request.prompt not in (None, *STYLES):
+        raise DataError(f"--prompt: expected {', '.join(STYLES)}; got {request.prompt!r}")
     if not request.videos.is_dir():
         raise DataError(f"{request.videos}: no such folder; set --videos to the folder of the clips")
     if options.get("subtitles"):
@@ -138,7 +137,7 @@ def prepare(
     splits = _find_splits(preparer, request.source, options.get("split", preparer.split))
     # All of them are checked before the first is written.
     checked = [
-        _check_split(preparer, sources, request, {**options, "split": split}, style, tell, on_probe)
+        _check_split(preparer, sources, request, {**options, "split": split}, tell, on_probe)
         for split, sources in splits.items()
     ]
     _compare(preparer.name, checked, request, tell)
@@ -196,7 +195,6 @@ def _check_split(
     sources: Sequence[Path],
     request: Request,
     options: dict[str, Any],
-    style: str,
     tell: Callable[[str], None],
     on_probe: Callable[[int, int], None],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -206,14 +204,13 @@ def _check_split(
         if split == "train" and known["train"] == preparer.name:
             tell(f"known: {preparer.name} and {known['evaluation']}: {known['what']} ({known['source']})")
     errors = Errors(request.max_errors)
-    entries, published, skipped = _read(
-        preparer, sources, request, {**options, "videos": request.videos.absolute()}, errors
-    )
+    folders = {"videos": request.videos.absolute(), "source": request.source.absolute()}
+    entries, published, skipped = _read(preparer, sources, request, {**options, **folders}, errors)
     if not entries and not errors.lines:
         raise DataError(f"{sources[0]}: no records in the file that these options keep")
     clips = _look_at_clips(entries, request, errors, on_probe)
     faulty = _judge(entries, clips, request.limits)
-    rows = _build_rows(preparer, entries, faulty, style, options, errors)
+    rows = _build_rows(preparer, entries, faulty, request.prompt, options, errors)
     counts = Counter(cause for cause, _ in faulty.values())
     _list_faults(request.out, split, entries, faulty, errors, tell)
     if (errors.lines or faulty) and not request.quarantine:
@@ -227,7 +224,7 @@ def _check_split(
         "sources": [{"path": str(path), "sha256": hash_source(path)} for path in sources],
         "options": {
             **options,
-            "prompt": style,
+            "prompt": request.prompt or preparer.prompt,
             "seed": request.seed,
             "quarantine": request.quarantine,
             "ignore_columns": list(request.ignore_columns),
@@ -343,7 +340,7 @@ def _build_rows(
     preparer: Preparer,
     entries: Iterable[Entry],
     faulty: Mapping[int, tuple[str, str]],
-    style: str,
+    style: str | None,
     options: Mapping[str, Any],
     errors: Errors,
 ) -> list[dict[str, Any]]:
@@ -357,7 +354,7 @@ def _build_rows(
     return rows
 
 
-def build_row(preparer: Preparer, entry: Entry, style: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def build_row(preparer: Preparer, entry: Entry, style: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a record whose clip was looked at; a supervised one has ``process`` beside verl's columns.
 
     Raises:
@@ -396,6 +393,10 @@ def build_row(preparer: Preparer, entry: Entry, style: str, options: Mapping[str
         part = {"video_start": item.start, "video_end": item.end}
         part = {key: value for key, value in part.items() if value is not None}
         media["videos"] = [{"video": entry.media, **part, **preparer.media.get("video", {})}]
+    if style is None:
+        # Temporal-RLT's system turn asks for JSON, which a letter alone is not.
+        timed = item.problem_type in (GROUNDING, GROUNDED_QA)
+        style = preparer.prompt if timed or preparer.prompt != "temporal_rlt" else "video_r1"
     system, user = build_prompt(style, item.question, item.problem_type, item.options, preamble=preamble)
     row = to_row(
         data_source=preparer.name,

@@ -60,9 +60,12 @@ def find_lines(folder: str, video: str, option: str = "subtitles") -> list[Line]
 
 
 def convert_with_subtitles(fields: Fields, options: Mapping[str, Any]) -> Item:
-    """A question with the subtitles of its clip."""
-    item = convert(fields, options)
-    return replace(item, subtitles=find_lines(options["subtitles"], fields.text("videoID")))
+    """A question with the subtitles of its clip; their folder is ``subtitle`` beside or in source or videos."""
+    folder = options["subtitles"]
+    if not folder:
+        near = (options["source"], options["source"].parent, options["videos"], options["videos"].parent)
+        folder = next((str(path / "subtitle") for path in near if (path / "subtitle").is_dir()), "")
+    return replace(convert(fields, options), subtitles=find_lines(folder, fields.text("videoID")))
 
 
 VIDEO_MME = Preparer(
