@@ -139,3 +139,41 @@ def test_the_data_sets_sampling_fills_what_a_record_leaves_open(tmp_path, train_
     assert dataset[1]["raw_prompt"][0]["content"][0]["max_pixels"] == 28 * 28
     # The clip has 30 frames at 10 a second: 2 a second would be 6, the bound leaves 4.
     assert len(media(dataset, 3)[1][0][1]["frames_indices"]) == 4
+
+
+def test_files_whose_extra_info_differs_make_one_table(tmp_path, rows):
+    paths = []
+    for name, info in (("a", {"question_type": "count", "duration": 3.0}), ("b", {"question_type": ["x", "y"]})):
+        changed = [{**row, "data_source": name, "extra_info": {**row["extra_info"], **info}} for row in rows[1:3]]
+        paths.append(str(tmp_path / f"{name}.parquet"))
+        write_rows(changed, paths[-1])
+    dataset = CareDataset(paths, None, config(tmp_path), PROCESSOR)
+    assert len(dataset) == 4
+    infos = [dataset[number]["extra_info"] for number in range(4)]
+    # What no column can hold is text; all else is as it was.
+    assert [info["question_type"] for info in infos] == ['"count"', '"count"', '["x", "y"]', '["x", "y"]']
+    assert [info["duration"] for info in infos] == [3.0, 3.0, None, None]
+    assert [info["index"] for info in infos] == [1, 2, 1, 2]
+    assert len(CareDataset(paths, None, config(tmp_path), PROCESSOR, max_samples=3)) == 3
+
+
+def test_clips_of_a_test_set_are_sampled_as_its_protocol_says(tmp_path, rows):
+    path = str(tmp_path / "mixed.parquet")
+    clip = {key: value for key, value in rows[3]["videos"][0].items() if key != "fps"}
+    write_rows(
+        [
+            {**rows[3], "videos": [clip], "extra_info": {**rows[3]["extra_info"], "index": index, "split": split}}
+            for index, split in enumerate(("dev", "test"))
+        ],
+        path,
+    )
+    care = {"video": {"nframes": 8}, "test_video": {"demo": {"fps": 1.0, "max_frames": 4}, "other": {"nframes": 2}}}
+    dataset = CareDataset([path], None, config(tmp_path, care=care), PROCESSOR)
+    (dev, test) = ([part for part in dataset[n]["raw_prompt"][0]["content"] if part["type"] == "video"] for n in (0, 1))
+    assert dev[0]["nframes"] == 8 and "fps" not in dev[0]
+    assert (test[0]["fps"], test[0]["max_frames"]) == (1.0, 4) and "nframes" not in test[0]
+
+
+def test_records_with_media_need_a_processor(tmp_path, train_file):
+    with pytest.raises(ValueError, match="transformers can load no processor from actor_rollout_ref.model.path"):
+        CareDataset([train_file], None, config(tmp_path), None)
