@@ -406,6 +406,17 @@ def test_videomathqa_configs(world):
     assert [row["extra_info"]["question_id"] for row in world.rows("videomathqa")] == ["7", "7"]
 
 
+def test_a_benchmark_as_video_r1_records(world, video_r1_record):
+    world.clip("MVBench/a.mp4", "VSI/b.mp4")
+    row = video_r1_record(5, path="./MVBench/a.mp4", data_source="MVBench")
+    world.prepare("mvbench", source=world.json("eval_mvbench.json", [row]))
+    row = only(world.rows("mvbench"))
+    assert (row["data_source"], gold(row), row["extra_info"]["split"]) == ("mvbench", "A", "test")
+    number = {"problem_type": "regression", "options": [], "solution": "<answer>2.5</answer>", "path": "./VSI/b.mp4"}
+    world.prepare("vsi_bench", source=world.json("eval_vsibench.json", [video_r1_record(6, **number)]))
+    assert only(world.rows("vsi_bench"))["extra_info"]["problem_type"] == "regression"
+
+
 def test_a_folder_saved_by_datasets_is_read(world):
     datasets = pytest.importorskip("datasets")
     world.clip("fFjv93ACGo8.mp4")

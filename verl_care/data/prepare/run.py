@@ -14,6 +14,7 @@ from typing import Any
 
 from verl_care import __version__
 from verl_care.data.leakage import Overlap, find_overlap, known_overlaps, read_traces, trace_row
+from verl_care.data.prepare import video_r1
 from verl_care.data.prepare.base import Fields, Item, Preparer, find_media
 from verl_care.data.prepare.frames import make_clip
 from verl_care.data.prepare.readers import check_text, find_files, hash_source, is_saved_dataset, read_file
@@ -270,11 +271,13 @@ def _read(
     for path in sources:
         if path.is_dir() and not is_saved_dataset(path):
             raise DataError(f"{path}: is a folder; set --source to the file")
-        records = preparer.read(path, options) if preparer.read else read_file(path)
-        for where, record in records:
+        read, convert = preparer.read, preparer.convert
+        if preparer.kind == "evaluation" and video_r1.is_evaluation_file(path):
+            read, convert, known = None, video_r1.convert, video_r1.COLUMNS | set(request.ignore_columns)
+        for where, record in read(path, options) if read else read_file(path):
             try:
                 check_text(record, where)
-                item = preparer.convert(Fields(record, where, known), options)
+                item = convert(Fields(record, where, known), options)
                 if item is None:
                     skipped += 1
                     continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from verl_care.data.prepare.base import Fields, Item, Preparer
@@ -28,6 +29,15 @@ SUPERVISED_MEDIA = {
 }
 
 _THINK = re.compile(r"\s*<think>.*</think>\s*", re.DOTALL)
+
+
+def is_evaluation_file(path: Path) -> bool:
+    """Whether a file is one of Hugging Face ``Video-R1/Video-R1-eval``: a benchmark's questions as Video-R1's records.
+
+    The family's tables come from these (``eval_mvbench.json`` and so on); they have nothing by which a benchmark groups
+    its questions, only its overall score can be had.
+    """
+    return path.name.startswith("eval_") and path.suffix == ".json"
 
 
 def convert(fields: Fields, options: Mapping[str, Any]) -> Item:
