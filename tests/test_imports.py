@@ -30,7 +30,9 @@ def all_modules(package: str) -> list[str]:
     return [package, *(info.name for info in pkgutil.walk_packages([folder], f"{package}."))]
 
 
-@pytest.mark.parametrize("package", ["verl_care.shaping", "verl_care.rewards", "verl_care.report"])
+@pytest.mark.parametrize(
+    "package", ["verl_care.shaping", "verl_care.rewards", "verl_care.report", "verl_care.evaluation"]
+)
 def test_pure_packages_leave_verl_and_ray_out(package):
     loaded = modules_after("\n".join(f"import {name}" for name in all_modules(package)))
     assert package in loaded

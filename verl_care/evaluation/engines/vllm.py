@@ -35,6 +35,8 @@ class VllmEngine:
 
         on_cpu = not torch.cuda.is_available()
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        # Standard output is for results.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         if on_cpu:
             for name, value in _CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
