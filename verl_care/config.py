@@ -355,6 +355,67 @@ class CapoConfig:
         _require(norm is None or norm > 0, "hidden_norm_squared", norm, "null or a number > 0")
 
 
+SCHEDULES = ("cosine", "stair", "stair_cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiriConfig:
+    """SIRI (arXiv 2509.25176): a response budget in cycles. Published: 16,384 and 8,192 tokens, cosine, three cycles of
+    640 steps, for mathematics."""
+
+    enabled: bool = False
+    """Ends sampling at the budget of the step, in training alone."""
+    schedule: str = "cosine"
+    """``cosine`` (best as published), ``stair`` or ``stair_cosine``."""
+    max_tokens: int | None = None
+    """Largest budget; null: ``data.max_response_length``."""
+    min_tokens: int | None = None
+    """Smallest budget; null: half of the largest."""
+    period: int | None = None
+    """Steps of a cycle; null: a third of the run."""
+
+    def __post_init__(self) -> None:
+        _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        for name, least in (("max_tokens", 1), ("min_tokens", 1), ("period", 2)):
+            value = getattr(self, name)
+            _require(value is None or value >= least, name, value, f"null or an integer >= {least}")
+        _require(
+            self.max_tokens is None or self.min_tokens is None or self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            self.min_tokens,
+            f"at most max_tokens={self.max_tokens}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FavchatConfig:
+    """Lifecycles of prompts (heavenhellchen/FaVChat), mended; thresholds are the published ones."""
+
+    enabled: bool = False
+    """Passes over prompts of low and of high utility, before anything is generated for them."""
+    smoothing: float = 0.8
+    """Weight of the old utility."""
+    remove_below: float = 0.2
+    """Prompts of a lower utility are removed: drawn once in ``revisit_every`` times."""
+    cool_above: float = 0.8
+    """Prompts of a higher utility are cooled down: drawn once in ``cool_every`` times; 1 cools none."""
+    cool_every: int = 2
+    """Published: half the weight."""
+    revisit_every: int = 4
+    """Published: never again."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.smoothing < 1.0, "smoothing", self.smoothing, "a number in [0, 1)")
+        _require(
+            0.0 <= self.remove_below <= self.cool_above <= 1.0,
+            "remove_below, cool_above",
+            (self.remove_below, self.cool_above),
+            "two numbers in [0, 1] in rising order",
+        )
+        for name in ("cool_every", "revisit_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectedTokensConfig:
     """What a selection of tokens does to the loss, whichever way they are chosen."""
@@ -420,6 +481,8 @@ class Config:
     video_ktr: VideoKtrConfig = field(default_factory=VideoKtrConfig)
     d3s: D3sConfig = field(default_factory=D3sConfig)
     capo: CapoConfig = field(default_factory=CapoConfig)
+    siri: SiriConfig = field(default_factory=SiriConfig)
+    favchat: FavchatConfig = field(default_factory=FavchatConfig)
     selected_tokens: SelectedTokensConfig = field(default_factory=SelectedTokensConfig)
     scoring: str = "strict"
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""

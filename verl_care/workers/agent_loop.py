@@ -24,6 +24,7 @@ from verl_care.data.shuffle import (
     SHUFFLED_TOKENS_FIELD,
     shuffle_videos,
 )
+from verl_care.shaping.siri import MAX_TOKENS_COLUMN
 from verl_care.workers.prompt_media import CURRENT, Frames, PackedVideos, Prepared, PromptMedia, row_inputs
 from verl_care.workers.shared_inputs import LARGE, SharedInputs, store
 
@@ -55,6 +56,9 @@ class CareAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Generate one response for a dataset row (verl passes its fields, ``session_id`` and ``global_steps``)."""
         seed = (self.rollout_config.get("custom") or {}).get("seed")
+        if kwargs.get(MAX_TOKENS_COLUMN):
+            # By this name each of verl's rollout servers knows it.
+            sampling_params = {**sampling_params, "max_new_tokens": int(kwargs[MAX_TOKENS_COLUMN])}
         shuffled_params = dict(sampling_params)
         if seed is not None:
             identity = (

@@ -20,7 +20,9 @@ class StateError(RuntimeError):
     """A state file that is missing, broken or of another rule; the message names file and remedy."""
 
 
-def save_state(folder: str | os.PathLike[str], rule: str, global_step: int, state: dict[str, Any]) -> Path:
+def save_state(
+    folder: str | os.PathLike[str], rule: str, global_step: int, state: dict[str, Any], file: str = STATE_FILE
+) -> Path:
     """Writes the state whole or not at all.
 
     Args:
@@ -28,26 +30,27 @@ def save_state(folder: str | os.PathLike[str], rule: str, global_step: int, stat
         rule: name of the rule that wrote it.
         global_step: verl's step; must agree on load.
         state: JSON types.
+        file: its name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / STATE_FILE
+    path = folder / file
     partial = path.with_suffix(f".partial{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump({"version": STATE_VERSION, "rule": rule, "global_step": global_step, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    with open(partial, "w", encoding="utf-8") as stream:
+        json.dump({"version": STATE_VERSION, "rule": rule, "global_step": global_step, "state": state}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(partial, path)
     return path
 
 
-def load_state(folder: str | os.PathLike[str], rule: str, global_step: int) -> dict[str, Any]:
+def load_state(folder: str | os.PathLike[str], rule: str, global_step: int, file: str = STATE_FILE) -> dict[str, Any]:
     """The state that ``save_state`` wrote, brought up to today's version.
 
     Raises:
         StateError: no file, half a file, another version, rule or step.
     """
-    path = Path(folder) / STATE_FILE
+    path = Path(folder) / file
     remedy = "Resume from another checkpoint, or begin a new state with care.on_missing_state=fresh."
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))

@@ -40,6 +40,8 @@ from verl_care.workers.batch import (
     read_rollouts,
     spread_advantage,
 )
+from verl_care.workers.length_budget import LengthBudgetMixin
+from verl_care.workers.prompt_lifecycle import PromptLifecycleMixin
 from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
 from verl_care.workers.state import StateError, load_state, save_state
@@ -331,21 +333,27 @@ def _log_columns(rows: RolloutRows, shaped: Shaped, texts: list[str | None], *, 
 
 
 @register_trainer("care_sync")
-class CarePPOTrainerSync(CareTrainerMixin, PPOTrainerSync, TokenSelectionMixin):
+class CarePPOTrainerSync(
+    CareTrainerMixin, PPOTrainerSync, TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin
+):
     """verl's ``sync`` trainer with shaping."""
 
     verl_mode = "sync"
 
 
 @register_trainer("care_colocate_async")
-class CarePPOTrainerColocateAsync(CareTrainerMixin, PPOTrainerColocateAsync, TokenSelectionMixin):
+class CarePPOTrainerColocateAsync(
+    CareTrainerMixin, PPOTrainerColocateAsync, TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin
+):
     """verl's ``colocate_async`` trainer with shaping."""
 
     verl_mode = "colocate_async"
 
 
 @register_trainer("care_separate_async")
-class CarePPOTrainerSeparateAsync(CareTrainerMixin, PPOTrainerSeparateAsync, TokenSelectionMixin):
+class CarePPOTrainerSeparateAsync(
+    CareTrainerMixin, PPOTrainerSeparateAsync, TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin
+):
     """verl's ``separate_async`` trainer with shaping, once for each of its local updates."""
 
     verl_mode = "separate_async"

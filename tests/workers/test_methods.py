@@ -1,0 +1,161 @@
+"""SIRI's budget and FaVChat's lifecycles between verl's data loader, agent loop, rewards and checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.utils.dataset.rl_dataset import collate_fn
+
+from verl_care.shaping.lifecycle import Lifecycle, PromptLife
+from verl_care.shaping.siri import MAX_TOKENS_COLUMN
+from verl_care.testing import build_config, build_trainer, make_group, put_rows, run_update
+from verl_care.workers.agent_loop import CareAgentLoop
+from verl_care.workers.state import StateError
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def make_trainer(tmp_path, *overrides, total_training_steps=20):
+    config = build_config(
+        [
+            "+care=base",
+            "trainer.v1.trainer_mode=care_sync",
+            "reward.reward_manager.name=naive",
+            "data.train_batch_size=4",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+            "actor_rollout_ref.rollout.n=2",
+            "data.max_response_length=100",
+            f"trainer.default_local_dir={tmp_path}",
+            *overrides,
+        ]
+    )
+    return build_trainer("care_sync", config, total_training_steps=total_training_steps)
+
+
+class Loader(list):
+    """Batches of four rows of a data set that begins anew when it is through."""
+
+    def __init__(self, num_rows):
+        rows = [
+            {"index": i, "data_source": "toy", "raw_prompt": [{"role": "user", "content": "?"}]}
+            for i in range(num_rows)
+        ]
+        super().__init__(collate_fn(rows[i : i + 4]) for i in range(0, num_rows, 4))
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def load(trainer, num_rows=8):
+    trainer.train_dataloader = Loader(num_rows)
+    trainer.train_dataloader_it = None
+    return trainer
+
+
+def drawn(trainer):
+    return [int(index) for index in trainer._next_train_batch()["index"]]
+
+
+@pytest.mark.parametrize(("step", "budget"), [(1, 100), (6, 50), (11, 100)])
+def test_training_rows_carry_the_budget_of_their_step(transfer_queue, tmp_path, step, budget):
+    trainer = load(make_trainer(tmp_path, "care.siri.enabled=true", "care.siri.period=10"))
+    trainer.global_steps = step
+    batch = trainer._next_train_batch()
+    assert [batch.get(MAX_TOKENS_COLUMN)[i].data for i in range(4)] == [budget] * 4
+
+
+def test_without_siri_rows_have_no_budget(transfer_queue, tmp_path):
+    assert MAX_TOKENS_COLUMN not in load(make_trainer(tmp_path))._next_train_batch().keys()
+
+
+@pytest.mark.parametrize(("column", "expected"), [({MAX_TOKENS_COLUMN: 37}, 37), ({}, None)])
+def test_the_agent_loop_samples_no_further_than_the_budget(monkeypatch, column, expected):
+    seen = []
+
+    async def run(self, sampling_params, priority=0, **kwargs):
+        seen.append(sampling_params)
+        return AgentLoopOutput(prompt_ids=[1], response_ids=[2], response_mask=[1], num_turns=2, metrics={})
+
+    monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
+    loop = object.__new__(CareAgentLoop)
+    loop.rollout_config = SimpleNamespace(get=lambda name: {"seed": 1})
+    loop.server_manager = None
+    shared = {"temperature": 1.0}
+    row = {"data_source": "toy", "index": 0, "session_id": 0, "global_steps": 1, **column}
+    asyncio.run(loop.run(shared, **row))
+    assert seen[0].get("max_new_tokens") == expected and "max_new_tokens" not in shared
+
+
+def test_metrics_say_how_many_responses_the_budget_cut(partition, tmp_path):
+    trainer = make_trainer(tmp_path, "care.siri.enabled=true", "care.siri.period=10")
+    trainer.global_steps = 6
+    rows = [
+        *make_group("a", accuracy=[1, 0], length=[50, 49], global_steps=6),
+        # Drawn when 100 tokens were allowed.
+        *make_group("b", accuracy=[1, 0], length=[60, 100], index=1, global_steps=1),
+    ]
+    metrics = run_update(trainer, put_rows(rows, partition)).metrics
+    assert metrics["care/siri/budget_tokens"] == 50 and metrics["care/siri/cut_share"] == 0.5
+
+
+FAVCHAT = ["care.favchat.enabled=true"]
+
+
+def test_removed_prompts_are_passed_over_and_batches_stay_whole(transfer_queue, tmp_path):
+    trainer = load(make_trainer(tmp_path, *FAVCHAT))
+    trainer.lifecycle = Lifecycle(
+        {"toy/1": PromptLife(0.0, 1), "toy/2": PromptLife(0.0, 1), "toy/6": PromptLife(1.0, 1)}
+    )
+    batches = [drawn(trainer) for _ in range(6)]
+    assert all(len(batch) == 4 for batch in batches)
+    # Passes over the data: 0 3 4 5 7 | 0 3 4 5 6 7 | 0 3 4 5 7 | 0 1 2 3 4 5 6 7: nothing is lost between batches.
+    expected = [0, 3, 4, 5, 7, 0, 3, 4, 5, 6, 7, 0, 3, 4, 5, 7, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert list(itertools.chain.from_iterable(batches)) == expected
+
+
+def test_a_data_set_of_removed_prompts_ends_in_a_batch_all_the_same(transfer_queue, tmp_path):
+    trainer = load(make_trainer(tmp_path, *FAVCHAT))
+    trainer.lifecycle = Lifecycle({f"toy/{i}": PromptLife(0.0, 1) for i in range(8)})
+    assert drawn(trainer) == [0, 1, 2, 3]
+
+
+def test_without_favchat_everything_comes_in_turn(transfer_queue, tmp_path):
+    trainer = load(make_trainer(tmp_path))
+    trainer.lifecycle = Lifecycle({"toy/1": PromptLife(0.0, 1)})
+    assert [drawn(trainer), drawn(trainer), drawn(trainer)] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+def run_groups(trainer, partition):
+    rows = [
+        *make_group("a", accuracy=[1, 0], length=10, data_source="toy", index=0),
+        *make_group("b", accuracy=[1, 1], length=10, data_source="toy", index=1),
+    ]
+    return run_update(trainer, put_rows(rows, partition)).metrics
+
+
+def test_utilities_come_from_the_rewards_and_survive_a_resume(partition, tmp_path):
+    trainer = make_trainer(tmp_path, *FAVCHAT)
+    metrics = run_groups(trainer, partition)
+    assert trainer.lifecycle.prompts == {"toy/0": PromptLife(1.0, 1), "toy/1": PromptLife(0.0, 1)}
+    assert metrics["care/favchat/utility"] == 0.5
+    assert metrics["care/favchat/cool_share"] == metrics["care/favchat/remove_share"] == 0.5
+    trainer._save_checkpoint()
+
+    resumed = make_trainer(tmp_path, *FAVCHAT, "trainer.resume_mode=auto")
+    resumed._load_checkpoint()
+    assert resumed.lifecycle == trainer.lifecycle
+
+    (tmp_path / "global_step_1" / "care_lifecycle.json").unlink()
+    with pytest.raises(StateError, match="care_lifecycle.json"):
+        make_trainer(tmp_path, *FAVCHAT, "trainer.resume_mode=auto")._load_checkpoint()
+    fresh = make_trainer(tmp_path, *FAVCHAT, "trainer.resume_mode=auto", "care.on_missing_state=fresh")
+    fresh._load_checkpoint()
+    assert fresh.lifecycle == Lifecycle()

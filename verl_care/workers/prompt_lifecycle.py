@@ -1,0 +1,107 @@
+"""Adapter: prompts' lifecycles between verl's data loader, its rewards and its checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl.utils import tensordict_utils as tu
+
+from verl_care.config import Config
+from verl_care.shaping.lifecycle import STAGES, Lifecycle, group_utilities
+from verl_care.workers.batch import FIELDS, as_list, read_rollouts
+from verl_care.workers.state import StateError, load_state, save_state
+
+try:
+    import transfer_queue as tq
+except ImportError:
+    from verl.utils.transferqueue_utils import tq
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+
+STATE_FILE = "care_lifecycle.json"
+RULE = "favchat"
+
+
+class PromptLifecycleMixin(PPOTrainer):
+    """Draws prompts by their utility, where ``care.favchat.enabled`` asks for it."""
+
+    care_config: Config
+    lifecycle: Lifecycle = Lifecycle()
+    _waiting: TensorDict | None = None
+    """Drawn prompts that the last batch had no room for."""
+    _passed_over: int = 0
+
+    def _fetch_one_gen_batch(self) -> TensorDict:
+        if not self.care_config.favchat.enabled:
+            return super()._fetch_one_gen_batch()
+        size = self.config.data.get("gen_batch_size", None) or self.config.data.train_batch_size
+        parts = [] if self._waiting is None else [self._waiting]
+        # One pass over the data at most: what was passed over then comes up again, and is drawn some time.
+        for _ in range(max(1, len(self.train_dataloader)) * self.care_config.favchat.revisit_every):
+            if sum(map(len, parts)) >= size:
+                break
+            batch = super()._fetch_one_gen_batch()
+            sources, indices = (as_list(batch[name]) for name in ("data_source", "index"))
+            keys = [f"{source}/{index}" for source, index in zip(sources, indices, strict=True)]
+            drawn, self.lifecycle = self.lifecycle.draw(keys, self.care_config.favchat)
+            self._passed_over += len(drawn) - sum(drawn)
+            if any(drawn):
+                parts.append(_rows(batch, [row for row, take in enumerate(drawn) if take]))
+        batch = parts[0] if len(parts) == 1 else tu.concat_tensordict(parts)
+        self._waiting = _rows(batch, range(size, len(batch))) if len(batch) > size else None
+        return _rows(batch, range(size)) if len(batch) > size else batch
+
+    def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
+        if self.care_config.favchat.enabled:
+            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
+            rollouts = read_rollouts(
+                batch.keys,
+                batch.tags,
+                data,
+                self.global_steps,
+                correct_threshold=self.care_config.shaping.correct_threshold,
+                require_accuracy=False,
+            ).batch
+            utilities = group_utilities(rollouts.accuracy, rollouts.group, list(rollouts.prompt_key))
+            self.lifecycle = self.lifecycle.observe(utilities, utilities.values(), self.care_config.favchat)
+            metrics["care/favchat/utility"] = float(torch.tensor(list(utilities.values())).mean())
+            # verl sums a key with "total" over the updates of a step.
+            metrics["care/favchat/passed_over_total"] = float(self._passed_over)
+            self._passed_over = 0
+            stages = [self.lifecycle.stage(key, self.care_config.favchat) for key in self.lifecycle.prompts]
+            for stage in STAGES:
+                metrics[f"care/favchat/{stage}_share"] = stages.count(stage) / len(stages)
+        return super()._compute_advantage(batch, metrics)
+
+    def _save_checkpoint(self) -> None:
+        if self.care_config.favchat.enabled:
+            folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+            save_state(folder, RULE, self.global_steps, self.lifecycle.to_dict(), file=STATE_FILE)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if not self.care_config.favchat.enabled or self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        by_path = trainer.resume_mode == "resume_path"
+        folder = trainer.resume_from_path if by_path else f"{trainer.default_local_dir}/global_step_{self.global_steps}"
+        try:
+            self.lifecycle = Lifecycle.from_dict(load_state(folder, RULE, self.global_steps, file=STATE_FILE))
+        except (StateError, ValueError) as error:
+            if self.care_config.on_missing_state != "fresh":
+                raise StateError(str(error)) from None
+            logger.warning(
+                f"care.on_missing_state=fresh: beginning new lifecycles at step {self.global_steps}: {error}"
+            )
+
+
+def _rows(batch: TensorDict, rows: Any) -> TensorDict:
+    return batch[torch.tensor(list(rows))]
