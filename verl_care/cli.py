@@ -507,6 +507,81 @@ def select(
     raise typer.Exit(main(config, as_json=as_json))
 
 
+@app.command(
+    epilog="Example: verl-care calibrate train.parquet --model my_sft_checkpoint --engine vllm --steps 2000 "
+    "--out calibration"
+)
+def calibrate(
+    data: Annotated[list[str] | None, typer.Argument(help="Parquet files of records; with --model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Start checkpoint: a Hugging Face folder or name, or verl's.")] = (
+        None
+    ),
+    from_run: Annotated[
+        Path | None, typer.Option(exists=True, help="Read the first rollouts of this run instead; asks no model.")
+    ] = None,
+    first_step: Annotated[int, typer.Option(help="Of that run's rollouts: none of earlier steps.")] = 0,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts.")] = 200,
+    runs: Annotated[int, typer.Option("--runs", "-k", min=1, help="Responses a prompt.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the planned run.")] = 1000,
+    prompts_per_step: Annotated[int, typer.Option(min=1, help="Its data.train_batch_size.")] = 256,
+    set_constant: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value: a constant of care.shaping.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the responses, with --model; a killed one goes on from there."),
+    ] = None,
+    engine: Annotated[EvalEngine, typer.Option(help="hf: transformers; vllm: vLLM offline.")] = EvalEngine.hf,
+    temperature: Annotated[float, typer.Option(help="Of the responses, as in training.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of the responses, as in training.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 768,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses that transformers generates at once.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of prompts and responses.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the tables.")] = False,
+) -> None:
+    """Predict when a start checkpoint's competence crosses CARE's thresholds; suggest thresholds, floor and decay."""
+    from functools import partial
+
+    from verl_care.calibrate import main, rollouts_of_model, rollouts_of_run
+    from verl_care.config import CareConfig
+    from verl_care.replay import ReplayError, parse_assignments
+
+    try:
+        config = CareConfig(**parse_assignments(set_constant or ()))
+    except (ReplayError, TypeError, ValueError) as error:
+        raise typer.BadParameter(f"--set: {error}") from None
+    options = {"steps": steps, "prompts_per_step": prompts_per_step, "as_json": as_json}
+    if from_run is not None:
+        if model is not None or data:
+            raise typer.BadParameter("--from-run asks no model: leave out --model and the data files")
+        raise typer.Exit(main(partial(rollouts_of_run, from_run, prompts, first_step), config, **options))
+    if model is None or not data or out is None:
+        raise typer.BadParameter("expected --from-run, or data files with --model and --out")
+
+    def sample() -> list:
+        from verl_care.data.selection import KeepRules
+        from verl_care.evaluation.checkpoints import find_model
+        from verl_care.evaluation.engines import EngineConfig
+        from verl_care.evaluation.evaluate import progress_bar
+        from verl_care.evaluation.select_records import SelectConfig
+
+        asked = SelectConfig(
+            data=tuple(data),
+            out_dir=str(out),
+            rules=KeepRules(seed=seed),
+            engine=EngineConfig(model=find_model(model), name=engine.value, batch_size=batch_size),
+            runs=runs,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            batch_size=64 if engine is EvalEngine.hf else 1024,
+        )
+        with progress_bar("asking") as on_progress:
+            return rollouts_of_model(asked, prompts, seed, on_progress)
+
+    raise typer.Exit(main(sample, config, **options))
+
+
 def _numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
