@@ -206,4 +206,6 @@ def _banned_ids(config: Any, num_tokens: int) -> frozenset[int]:
     """Tokens never to sample: marks of media, and ids beyond the tokenizer."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     marks = [getattr(config, name, None) for name in names]
-    return frozenset(mark for mark in marks if mark is not None) | frozenset(range(num_tokens, config.get_text_config().vocab_size))
+    return frozenset(mark for mark in marks if mark is not None) | frozenset(
+        range(num_tokens, config.get_text_config().vocab_size)
+    )
