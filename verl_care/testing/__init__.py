@@ -5,6 +5,7 @@ verl ships no mock worker group of its own; its tests put a ``MagicMock`` in the
 - ``make_group``, ``put_rows``, ``put_groups``, ``add_padding``: rows as verl's agent loop writes them;
 - ``MockWorkerGroup``: answers ``compute_log_prob`` and ``update_actor`` as an actor's worker group does;
 - ``build_config``, ``build_trainer``, ``run_update``: one of verl's V1 trainers around them, through one update;
+- ``hostile_responses``: responses that a reward function must survive;
 - ``verl_care.testing.plugin``: pytest fixtures for Ray and TransferQueue.
 
 Importing this package imports neither torch nor verl nor ray; each name does when it is used.
@@ -16,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from verl_care.testing.hostile import hostile_responses
     from verl_care.testing.rows import Row, add_padding, make_group, put_groups, put_rows, read_rows
     from verl_care.testing.trainer import Update, build_config, build_trainer, run_update
     from verl_care.testing.worker_group import ByteTokenizer, MockWorkerGroup
@@ -24,6 +26,7 @@ _HOME = {
     "Row": "rows",
     "add_padding": "rows",
     "make_group": "rows",
+    "hostile_responses": "hostile",
     "put_groups": "rows",
     "put_rows": "rows",
     "read_rows": "rows",
@@ -43,6 +46,7 @@ __all__ = [
     "add_padding",
     "build_config",
     "build_trainer",
+    "hostile_responses",
     "make_group",
     "put_groups",
     "put_rows",
