@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from verl_care.simulate import (
     Trajectory,
     chance_right,
     expand_sweep,
+    fit_start,
     main,
     read_model,
     run_jobs,
@@ -25,6 +27,7 @@ from verl_care.simulate import (
     simulate,
     summarise,
 )
+from verl_care.workers.rollout_log import RolloutLog
 
 SEEDS = (0, 1)
 
@@ -208,3 +211,34 @@ def test_the_table_warns_too_and_a_failure_is_one_line(capsys):
     assert "A model, not a training run" in capsys.readouterr().out
     assert main(rules=["nosuch"], num_seeds=1) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_runs_beginning_becomes_the_models(tmp_path):
+    """A log drawn from one model gives that model back, up to sampling."""
+    drawn = Model(prompts_per_step=32, group_size=4, initial_length=100.0, length_spread=0.3, initial_skill=0.4)
+    drawn = replace(drawn, length_scale=drawn.length_scale * 100 / 208)
+    generator = torch.Generator().manual_seed(0)
+    log = RolloutLog(tmp_path, 2**30)
+    size = drawn.prompts_per_step * drawn.group_size
+    for step in range(1, 7):
+        normal = torch.randn(size, generator=generator)
+        length = torch.exp(math.log(100) - 0.3**2 / 2 + 0.3 * normal).round()
+        difficulty = drawn.difficulty_spread * torch.randn(32, generator=generator).repeat_interleave(4)
+        right = torch.rand(size, generator=generator) < chance_right(length, difficulty, drawn.initial_skill, drawn)
+        columns = {
+            "uid": [f"{step}-{i // 4}" for i in range(size)],
+            "acc": right.float().tolist(),
+            "score": right.float().tolist(),
+            "length": length.long().tolist(),
+        }
+        log.write(step, 0, columns)
+    fitted = fit_start(tmp_path, Model())
+    assert (fitted.prompts_per_step, fitted.group_size) == (32, 4)
+    assert fitted.initial_length == pytest.approx(100, rel=0.05)
+    assert fitted.length_spread == pytest.approx(0.3, rel=0.1)
+    assert fitted.initial_skill == pytest.approx(0.4, abs=0.35)
+    assert fitted.length_scale / fitted.initial_length == pytest.approx(420 / 208)
+    start = simulate(get_rule("care"), replace(fitted, num_steps=20), seed=0).summary()
+    assert start["length_start"] == pytest.approx(100, rel=0.1)
+    with pytest.raises(ReplayError, match="no rollouts"):
+        fit_start(tmp_path / "nowhere", Model())

@@ -48,6 +48,13 @@ def doctor(
     raise typer.Exit(main(as_json=as_json))
 
 
+class Kinds(StrEnum):
+    """What the demo asks about its clips."""
+
+    all = "all"
+    grounding = "grounding"
+
+
 class Engine(StrEnum):
     """Rollout engines that the demo can use."""
 
@@ -65,6 +72,9 @@ def demo(
         Engine.hf
     ),
     manager: Annotated[str, typer.Option(help="Reward manager: care, naive, dapo, or the name of a rule.")] = "care",
+    kinds: Annotated[
+        Kinds, typer.Option(help="What is asked; grounding: when a shape is seen, besides its colour.")
+    ] = Kinds.all,
     video_dir: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder with mp4 files of your own, to ask about instead."),
@@ -84,6 +94,7 @@ def demo(
             steps=steps,
             engine=engine.value,
             manager=manager,
+            kinds=kinds.value,
             video_dir=video_dir,
             out_dir=out_dir,
             seed=seed,
@@ -246,6 +257,10 @@ def simulate(
     set_parameter: Annotated[
         list[str] | None, typer.Option("--set", help="name=value: a parameter of the model.", show_default=False)
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="A run: the model begins with its batch, lengths and accuracy.", metavar="RUN"),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each rule.")] = 3,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")] = None,
     sensitivity: Annotated[bool, typer.Option(help="Also vary the model's own parameters, for the first rule.")] = True,
@@ -260,6 +275,7 @@ def simulate(
             rules=rule or (),
             sweeps=sweep or (),
             parameters=set_parameter or (),
+            like=like,
             num_seeds=seeds,
             num_workers=workers,
             sensitivity=sensitivity,

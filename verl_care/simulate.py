@@ -12,6 +12,7 @@ Shape suffixes: N responses, P prompts of a pool.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verl_care.replay import ReplayError, parse_assignments, parse_rule
+from verl_care.replay import ReplayError, open_run, parse_assignments, parse_rule, read_batches
 from verl_care.shaping import groups
 from verl_care.shaping.base import Rule, ShapingBatch
 
@@ -111,6 +112,7 @@ class Trajectory:
             "length_end": smooth[-1],
             "accuracy_start": self.at("accuracy", 0.0),
             "accuracy_best": max(self.at("accuracy", i / 100) for i in range(101)),
+            "accuracy_lowest_after_peak": min(self.at("accuracy", i / 100) for i in range(peak, 101)),
             "accuracy_end": self.at("accuracy", 1.0),
             "accuracy_mean": sum(self.columns["accuracy"]) / len(self.columns["accuracy"]),
             "competence_end": self.columns["competence"][-1],
@@ -327,6 +329,57 @@ def read_model(assignments: Sequence[str]) -> Model:
         raise ReplayError(f"--set: {error}") from None
 
 
+def fit_start(path: str | Path, model: Model, updates: int = 5) -> Model:
+    """The model with a run's beginning in place of its own: batch, lengths and skill; how it learns stays.
+
+    Lengths are those of the run's first updates, and with them scale the tokens over which length pays off and the
+    limit; skill is what gives the run's accuracy at these lengths.
+
+    Args:
+        path: see ``verl_care.replay.open_run``.
+        model: parameters that a run does not show.
+        updates: how many of the first updates are read.
+
+    Raises:
+        ReplayError: no rollouts there.
+    """
+    batches = list(itertools.islice(read_batches(open_run(path)), updates))
+    length_N = torch.cat([batch.length for batch in batches]).clamp(min=1)
+    accuracy = float(torch.cat([batch.accuracy for batch in batches]).mean())
+    # A group of one has no spread of its own; it then stands in for all.
+    group_N = torch.cat([batch.group + 10**6 * i for i, batch in enumerate(batches)])
+    index_N, num_groups = groups.index_groups(group_N)
+    log_N = length_N.log()
+    within_N = log_N - groups.mean(log_N, index_N, num_groups)[index_N]
+    degrees = max(1, len(log_N) - num_groups)
+    mean_length = float(length_N.mean())
+    factor = mean_length / model.initial_length
+    fitted = replace(
+        model,
+        prompts_per_step=max(1, num_groups // len(batches)),
+        group_size=max(2, round(len(length_N) / num_groups)),
+        initial_length=mean_length,
+        length_spread=max(0.05, math.sqrt(float(within_N.square().sum()) / degrees)),
+        length_scale=model.length_scale * factor,
+        max_length=model.max_length * factor,
+    )
+    return replace(fitted, initial_skill=_skill_for(min(max(accuracy, 0.01), 0.99), fitted))
+
+
+def _skill_for(accuracy: float, model: Model) -> float:
+    """Skill at which the model's mean accuracy is this one, by bisection over one draw of prompts and lengths."""
+    generator = torch.Generator().manual_seed(0)
+    spread = math.hypot(model.length_spread, model.prompt_length_spread)
+    normal_N, difficulty_N = torch.randn(2, 20_000, generator=generator)
+    length_N = torch.exp(math.log(model.initial_length) - spread**2 / 2 + spread * normal_N)
+    low, high = -20.0, 20.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        right_N = chance_right(length_N, model.difficulty_spread * difficulty_N, middle, model)
+        low, high = (middle, high) if float(right_N.mean()) < accuracy else (low, middle)
+    return (low + high) / 2
+
+
 # Showing
 
 
@@ -400,6 +453,7 @@ def run_simulation(
     rules: Sequence[str] = (),
     sweeps: Sequence[str] = (),
     parameters: Sequence[str] = (),
+    like: str | Path | None = None,
     num_seeds: int = 3,
     num_workers: int | None = None,
     sensitivity: bool = True,
@@ -412,6 +466,7 @@ def run_simulation(
         rules: as for a replay; empty for ``DEFAULT_RULES`` or, with sweeps, for none.
         sweeps: ``rule.constant=value,value,…``.
         parameters: ``name=value`` of ``Model``.
+        like: a run whose beginning the model takes over; None for the model's own.
         num_seeds: runs of each rule, seeds from 0.
         num_workers: processes.
         sensitivity: also varies the model's own parameters, for the first rule.
@@ -424,6 +479,8 @@ def run_simulation(
     from rich.progress import Progress
 
     model = read_model(parameters)
+    if like is not None:
+        model = fit_start(like, model)
     specs = list(rules) or ([] if sweeps else list(DEFAULT_RULES))
     for sweep in sweeps:
         specs += expand_sweep(sweep)
