@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from verl_care.data.prepare.run import Refused, split_dev
+from verl_care.data.prepare.dev_split import split_dev
+from verl_care.data.prepare.run import Refused
 from verl_care.data.probe import Limits
 from verl_care.data.records import DataError
 
@@ -145,6 +146,24 @@ def test_overlaps_are_found_by_content_and_refused_when_strict(world, video_r1_r
     world.told.clear()
     world.prepare("video_holmes")
     assert any(line.startswith("video_r1 overlaps video_holmes: 1 training") for line in world.told)
+
+
+def test_against_names_files_and_folders_elsewhere(world, video_r1_record):
+    world.own_clip("CLEVRER/val/video_10031.mp4", level=7)
+    world.json("Video-R1-260k.json", [video_r1_record(0, path="./CLEVRER/val/video_10031.mp4")])
+    world.own_clip("video_10031.mp4", frames=30, level=7)
+    world.json("test_Video-Holmes.json", [holmes("video_10031", "Who opened the door?")])
+    away = world.source / "elsewhere"
+    for name in ("one", "two"):
+        world.prepare("video_holmes", out=away / name)
+    (away / "one" / "test.parquet").rename(away / "two" / "other.parquet")
+    for against in ([away / "two"], [away / "two" / "other.parquet"]):
+        with pytest.raises(Refused, match="overlaps 1 evaluation sets"):
+            world.prepare("video_r1", dev=0, strict=True, against=against)
+    with pytest.raises(Refused, match="overlaps 2 evaluation sets"):
+        world.prepare("video_r1", dev=0, strict=True, against=[away / "two", away / "two" / "other.parquet"])
+    with pytest.raises(DataError, match="one/test.parquet: no such file; set --against"):
+        world.prepare("video_r1", dev=0, against=[away / "one"])
 
 
 def test_sets_of_the_same_origin_without_shared_content_do_not_overlap(world, video_r1_record):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,21 +12,14 @@ from typing import Any
 from verl_care import __version__
 from verl_care.data.leakage import Overlap, find_overlap, known_overlaps, read_traces, trace_row
 from verl_care.data.prepare import video_r1
-from verl_care.data.prepare.base import Fields, Item, Preparer, find_media
+from verl_care.data.prepare.base import Fields, Preparer, find_media
+from verl_care.data.prepare.dev_split import MAX_DEV_RECORDS, MAX_DEV_SHARE, split_dev
 from verl_care.data.prepare.frames import make_clip
 from verl_care.data.prepare.readers import check_text, find_files, hash_source, is_saved_dataset, read_file
-from verl_care.data.prepare.subtitles import pick_lines
+from verl_care.data.prepare.rows import Entry, build_row, write_part
 from verl_care.data.probe import Cache, Clip, Limits, probe_all
-from verl_care.data.prompts import STYLES, build_prompt
-from verl_care.data.records import DataError, RecordError, replace_file, to_row, write_rows
-from verl_care.rewards.scorer import GROUNDED_QA, GROUNDING
-
-MAX_DEV_RECORDS = 500
-MAX_DEV_SHARE = 0.1
-"""Size of the development split where none is asked for: the smaller of the two."""
-
-SUBTITLES = "This video's subtitles are listed below:\n{lines}\n"
-"""lmms-eval, ``videomme/utils.py``."""
+from verl_care.data.prompts import STYLES
+from verl_care.data.records import DataError, RecordError, replace_file
 
 MANIFEST, PROBES = "manifest.json", "probes.jsonl"
 ERRORS, QUARANTINE = "{split}.errors.jsonl", "{split}.quarantine.jsonl"
@@ -70,17 +60,6 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     workers: int | None = None
     probe_cache: Path | None = None
-
-
-@dataclass(kw_only=True)
-class Entry:
-    """One record on its way."""
-
-    index: int
-    where: str
-    item: Item
-    media: str | None = None
-    clip: Clip | None = None
 
 
 class Errors:
@@ -147,7 +126,7 @@ def prepare(
         parts = _divide(preparer.name, rows, entry["options"]["split"], request, tell)
         entry["counts"].update({part: len(part_rows) for part, part_rows in parts.items()})
         entry["files"] = {
-            f"{part}.parquet": _write(preparer, part_rows, request.out / f"{part}.parquet")
+            f"{part}.parquet": write_part(preparer, part_rows, request.out / f"{part}.parquet")
             for part, part_rows in parts.items()
         }
         written[entry["options"]["split"]] = entry
@@ -357,74 +336,6 @@ def _build_rows(
     return rows
 
 
-def build_row(preparer: Preparer, entry: Entry, style: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a record whose clip was looked at; a supervised one has ``process`` beside verl's columns.
-
-    Raises:
-        RecordError: a record that would not train.
-    """
-    item, clip = entry.item, entry.clip
-    info = {key: value for key, value in item.info.items() if value is not None}
-    duration = info.get("duration") or (clip.duration if clip else None)
-    spans = list(item.spans)
-    if item.spans_normalised:
-        if not duration:
-            raise RecordError.at(entry.where, "video_length", "missing, and the clip was not looked at", "probe it")
-        spans = [(start * duration, end * duration) for start, end in spans]
-    preamble = item.preamble
-    if item.subtitles is not None:
-        lines = pick_lines(item.subtitles, clip.duration if clip else info.get("duration"), options["subtitle_frames"])
-        info["subtitles"] = lines
-        preamble += SUBTITLES.format(lines=lines)
-    if duration and (item.spans_normalised or item.problem_type not in (GROUNDING, GROUNDED_QA)):
-        # Published spans may end behind the file; its length would make a fault of that.
-        info["duration"] = float(duration)
-    names = [item.video] if isinstance(item.video, str) else item.video
-    name = names[0] if names else item.image
-    info |= {
-        "id": item.id or str(entry.index),
-        "question": item.question.strip(),
-        "video_id": item.video_id or (os.path.splitext(name)[0] if name else None),
-        "source": item.source or preparer.name,
-        "split": options["split"],
-        "media_hash": clip.digest if clip else None,
-    }
-    media: dict[str, Any] = {}
-    if item.image is not None:
-        media["images"] = [{"image": entry.media, **preparer.media.get("image", {})}]
-    elif entry.media is not None:
-        part = {"video_start": item.start, "video_end": item.end}
-        part = {key: value for key, value in part.items() if value is not None}
-        media["videos"] = [{"video": entry.media, **part, **preparer.media.get("video", {})}]
-    if style is None:
-        # Temporal-RLT's system turn asks for JSON, which a letter alone is not.
-        timed = item.problem_type in (GROUNDING, GROUNDED_QA)
-        style = preparer.prompt if timed or preparer.prompt != "temporal_rlt" else "video_r1"
-    system, user = build_prompt(style, item.question, item.problem_type, item.options, preamble=preamble)
-    row = to_row(
-        data_source=preparer.name,
-        index=entry.index,
-        question=user,
-        problem_type=item.problem_type,
-        ground_truth=_ground_truth(item, spans),
-        options=item.options,
-        system=system,
-        extra_info={key: value for key, value in info.items() if value is not None},
-        where=entry.where,
-        **media,
-    )
-    return {**row, "process": item.process} if preparer.kind == "supervised" else dict(row)
-
-
-def _ground_truth(item: Item, spans: Sequence[tuple[float, float]]) -> str:
-    times = [[round(time, 3) for time in span] for span in spans]
-    if item.problem_type == GROUNDING:
-        return json.dumps(times)
-    if item.problem_type == GROUNDED_QA:
-        return json.dumps({"answer": item.answer, "spans": times})
-    return item.answer
-
-
 def _list_faults(
     out: Path,
     split: str,
@@ -476,20 +387,21 @@ def _compare(
         wanted = "test.parquet" if train else "train.parquet"
         files = [path / wanted if path.is_dir() else path for path in request.against]
         files += sorted(request.out.absolute().parent.glob(f"*/{wanted}"))
-        others = {
-            path.parent.name: path
+        others = [
+            path
             for path in dict.fromkeys(file.absolute() for file in files)
             # What this run is about to replace.
             if not (path.parent == request.out.absolute() and wanted.split(".")[0] in traces)
-        }
+        ]
         if train and not others and "test" not in traces:
             if request.strict:
                 raise Refused(f"{name}: --strict needs test sets to compare with; prepare them, or use --against")
             tell(f"{name}: no test set beside {request.out}; overlaps were not looked for")
         found: list[Overlap | None] = []
-        for other_name, path in others.items():
+        for path in others:
             if not path.exists():
                 raise DataError(f"{path}: no such file; set --against to prepared files or their folders")
+            other_name = path.parent.name if path.name == wanted else str(path)
             pair = (traces[split], read_traces(path)) if train else (read_traces(path), traces[split])
             found.append(find_overlap(*pair, *((name, other_name) if train else (other_name, name))))
         if train and "test" in traces:
@@ -513,108 +425,3 @@ def _dev_size(request: Request, records: int) -> int:
     if size >= records:
         raise DataError(f"--dev: {size} of {records} records would leave none to train on")
     return size
-
-
-def split_dev(
-    rows: Sequence[dict[str, Any]], size: int, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Takes a development split out: no clip, by path, name or content, is on both sides.
-
-    Args:
-        rows: prepared records.
-        size: records to take at most; what clips with their questions add up to may be a little less.
-        seed: of the choice.
-
-    Returns:
-        The rest and the split, both in the order of ``rows``; an empty split where every clip has more questions.
-    """
-    if size <= 0:
-        return list(rows), []
-    parents: dict[str, str] = {}
-
-    def find(key: str) -> str:
-        while parents.setdefault(key, key) != key:
-            parents[key] = parents[parents[key]]
-            key = parents[key]
-        return key
-
-    keys = [_clip_keys(row) for row in rows]
-    for names in keys:
-        for other in names[1:]:
-            parents[find(other)] = find(names[0])
-    groups: dict[str, list[int]] = {}
-    for number, names in enumerate(keys):
-        groups.setdefault(find(names[0]), []).append(number)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    held: set[int] = set()
-    for members in order:
-        if len(held) + len(members) <= size:
-            held.update(members)
-    rest = [row for number, row in enumerate(rows) if number not in held]
-    return rest, [row for number, row in enumerate(rows) if number in held]
-
-
-def _clip_keys(row: Mapping[str, Any]) -> list[str]:
-    info = row["extra_info"]
-    named = [f"{key} {info[key]}" for key in ("video_id", "media_hash") if info.get(key)]
-    files = [f"file {media.get('video') or media.get('image')}" for media in (*row["videos"], *row["images"])]
-    return named + files or [f"record {info['index']}"]
-
-
-def _write(preparer: Preparer, rows: Sequence[dict[str, Any]], path: Path) -> dict[str, Any]:
-    if preparer.kind == "supervised":
-        _write_supervised(rows, path)
-    else:
-        write_rows(rows, path)
-    with path.open("rb") as file:
-        return {"records": len(rows), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _write_supervised(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes ``messages`` for verl's sft trainer. Its data set hands media dicts on as they are, so none has a None."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = [
-        {
-            "data_source": row["data_source"],
-            "messages": [
-                *row["prompt"],
-                {
-                    "role": "assistant",
-                    "content": f"{row['process'].strip()}\n<answer>{row['reward_model']['ground_truth']}</answer>",
-                },
-            ],
-            "videos": row["videos"],
-            "images": row["images"],
-            "extra_info": row["extra_info"],
-        }
-        for row in rows
-    ]
-    text = pa.string()
-
-    def struct(key: str, medium: str) -> Any:
-        dicts = [entry for row in rows for entry in row[key]]
-        names = sorted({name for entry in dicts for name in entry} - {medium})
-        return pa.struct({medium: text, **{name: pa.infer_type([e[name] for e in dicts]) for name in names}})
-
-    infos = [row["extra_info"] for row in rows]
-    names = sorted({name for info in infos for name in info} - {"options"})
-    schema = pa.schema(
-        {
-            "data_source": text,
-            "messages": pa.list_(pa.struct({"role": text, "content": text})),
-            "videos": pa.list_(struct("videos", "video")),
-            "images": pa.list_(struct("images", "image")),
-            "extra_info": pa.struct(
-                {
-                    "options": pa.list_(text),
-                    **{name: pa.infer_type([info[name] for info in infos if name in info]) for name in names},
-                }
-            ),
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as unfinished:
-        pq.write_table(pa.Table.from_pylist(table, schema=schema), unfinished)
