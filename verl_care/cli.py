@@ -337,7 +337,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder of the run; a killed run goes on from there.")],
     engine: Annotated[EvalEngine, typer.Option(help="hf: transformers; vllm: vLLM offline.")] = EvalEngine.hf,
     seeds: Annotated[str, typer.Option(help="One answer an item for each: 0,1,2. Needs a temperature above 0.")] = "0",
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy. sparse_to_dense has its own.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     frames: Annotated[int | None, typer.Option(min=2, help="Frames of a video at most. Default: as recorded.")] = None,

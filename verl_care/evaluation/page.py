@@ -140,9 +140,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if "strategies" in results:
         budget = results["budget"]
         levels = ", ".join(str(frames) for frames in budget["frames"])
-        how = (
-            f"sparse to dense over {levels} frames, {budget['samples']} answers a level, {budget['threshold']:g} agree"
-        )
+        how = f"sparse to dense over {levels} frames, {budget['samples']} answers a level of which "
+        how += f"{budget['threshold']:.0%} must agree"
         return [f"Model {results['model']}; {how}; {len(results['seeds'])} seed(s).", _SCORES, _STRATEGIES]
     how = "greedy" if greedy else f"temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}"
     frames = [f"{name} {value}" for name, value in results["frames"].items() if value is not None]
