@@ -56,7 +56,7 @@ TRAIN_CLIPS, VAL_CLIPS = 180, 48
 """Drawn clips; the two sets have none in common."""
 QUESTIONS_A_CLIP = {"train": 5, "val": 2}
 """Questions about each drawn clip. Every kind in training, for the vision tower learns from all of them at once."""
-QUESTION_SETS = ("all", "grounding")
+KIND_SETS = ("all", "grounding")
 """``all``: every kind but times; ``grounding``: when a shape is seen, and its colour."""
 MIN_RECORDS = 64
 MANIFEST = "manifest.json"
@@ -94,7 +94,7 @@ class Size:
 def build_assets(
     *,
     seed: int = 0,
-    questions: str = "all",
+    kinds: str = "all",
     video_dir: Path | None = None,
     folder: Path | None = None,
     size: Size = Size(),  # noqa: B008
@@ -104,9 +104,9 @@ def build_assets(
 
     Args:
         seed: of clips, questions and model.
-        questions: one of QUESTION_SETS.
+        kinds: one of KIND_SETS.
         video_dir: folder with the user's own videos; small copies of their pieces then become the clips.
-        folder: where to; by default ``demo_folder()``, with a suffix for other questions and seeds and for the user's
+        folder: where to; by default ``demo_folder()``, with a suffix for other kinds and seeds and for the user's
             videos.
         size: how much to make.
         on_progress: told about each part.
@@ -115,25 +115,25 @@ def build_assets(
         The folder.
 
     Raises:
-        DemoError: no video in ``video_dir``, or one that cannot be read, which it names; unknown ``questions``, or
+        DemoError: no video in ``video_dir``, or one that cannot be read, which it names; unknown ``kinds``, or
             questions about times together with videos of one's own.
     """
-    if questions not in QUESTION_SETS:
-        raise DemoError(f"questions: expected {' or '.join(QUESTION_SETS)}; got {questions!r}")
-    if questions != "all" and video_dir is not None:
-        raise DemoError(f"questions: {questions} is about clips that the demo draws; leave out the folder {video_dir}")
+    if kinds not in KIND_SETS:
+        raise DemoError(f"kinds: expected {' or '.join(KIND_SETS)}; got {kinds!r}")
+    if kinds != "all" and video_dir is not None:
+        raise DemoError(f"kinds: {kinds} is about clips that the demo draws; leave out the folder {video_dir}")
     videos = _list_videos(video_dir)
     identity = {
         "version": VERSION,
         "seed": seed,
-        "questions": questions,
+        "kinds": kinds,
         "size": vars(size),
         "videos": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in videos],
     }
     if folder is None:
         folder = demo_folder()
-        if questions != "all":
-            folder = folder.with_name(f"{folder.name}-{questions}")
+        if kinds != "all":
+            folder = folder.with_name(f"{folder.name}-{kinds}")
         if videos:
             digest = hashlib.blake2b(json.dumps(identity["videos"]).encode(), digest_size=4).hexdigest()
             folder = folder.with_name(f"{folder.name}-videos-{digest}-seed{seed}")
@@ -149,7 +149,7 @@ def build_assets(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "clips").mkdir(parents=True)
-        drawn, held_out = _drawn_records(partial, seed, questions, size, on_progress)
+        drawn, held_out = _drawn_records(partial, seed, kinds, size, on_progress)
         records = (drawn, held_out)
         if videos:
             records = _user_records(videos, partial, seed, on_progress)
@@ -182,13 +182,13 @@ def _moved(row: dict[str, Any], partial: Path, folder: Path) -> dict[str, Any]:
 
 
 def _drawn_records(
-    folder: Path, seed: int, questions: str, size: Size, on_progress: Progress
+    folder: Path, seed: int, kinds: str, size: Size, on_progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and held-out records about clips drawn into ``folder``, and the held-out ones with clips swapped."""
     rng = random.Random(seed)
-    new_spec, kinds, frames = draw_spec, VIDEO_KINDS, SAMPLED_FRAMES
-    if questions == "grounding":
-        new_spec, kinds, frames = draw_span_spec, GROUNDING_KINDS, SAMPLED_FRAMES_A_SECOND * SPAN_SECONDS
+    new_spec, asked, frames = draw_spec, VIDEO_KINDS, SAMPLED_FRAMES
+    if kinds == "grounding":
+        new_spec, asked, frames = draw_span_spec, GROUNDING_KINDS, SAMPLED_FRAMES_A_SECOND * SPAN_SECONDS
     total = size.train_clips + size.val_clips
     made = 0
     specs: dict[str, ClipSpec] = {}
@@ -203,9 +203,9 @@ def _drawn_records(
             clip = folder / "clips" / f"{split}{number}.mp4"
             specs[str(clip)] = spec
             write_clip(clip, spec)
-            for kind in rng.sample(kinds, min(QUESTIONS_A_CLIP[split], len(kinds))):
+            for kind in rng.sample(asked, min(QUESTIONS_A_CLIP[split], len(asked))):
                 rows.append(_record(rng, len(rows), kind, spec.answer(kind), split, frames=frames, video=clip))
-            if questions == "all" and number % 3 == 0:
+            if kinds == "all" and number % 3 == 0:
                 rows += _other_media(rng, len(rows), folder, split, spec)
             made += 1
             on_progress("drawing clips", made, total)
