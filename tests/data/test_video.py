@@ -8,6 +8,7 @@ import pytest
 import torch
 from qwen_vl_utils import vision_process
 
+from verl_care.data import video
 from verl_care.data.video import BACKEND, VideoError, decode_frames, probe, read_video, register_pyav_reader
 
 
@@ -190,3 +191,38 @@ def test_a_reader_that_the_user_forced_stays(vision, monkeypatch):
     monkeypatch.setattr(vision, "FORCE_QWENVL_VIDEO_READER", "torchcodec")
     register_pyav_reader()
     assert vision.get_video_reader_backend() == "torchcodec"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"g": "12"}, id="short groups"),
+        pytest.param({"g": "40", "bf": "3"}, id="B-frames"),
+        pytest.param({"g": "30", "bf": "3", "x264-params": "open-gop=1"}, id="open groups"),
+        pytest.param({"g": "400"}, id="one group"),
+    ],
+)
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+def test_frames_far_apart_are_those_of_a_whole_decode(make_clip, options, container):
+    """Jumps over the frames between land on the right ones."""
+    path = make_clip(f"long.{container}", frames=200, fps=10, **options)
+    everything = decode_all(path)
+    frames, metadata, _ = read_video({"video": str(path), "nframes": 6})
+    assert metadata["frames_indices"] == [0, 40, 80, 119, 159, 199]
+    np.testing.assert_array_equal(
+        frames.permute(0, 2, 3, 1).numpy(), np.stack([everything[index] for index in metadata["frames_indices"]])
+    )
+
+
+def test_frames_between_are_not_decoded(make_clip, monkeypatch):
+    path = make_clip("long.mkv", frames=200, fps=10, g="10", bf="0")
+    monkeypatch.setattr(video, "_decode_from_start", None)
+    frames, metadata, _ = read_video({"video": str(path), "nframes": 6})
+    assert len(frames) == 6
+
+
+def test_a_timeline_that_lies_costs_nothing_but_time(make_clip):
+    path = str(make_clip("long.mkv", frames=200, fps=10, g="10", bf="0"))
+    truth = video.scan(path)
+    wrong = video.Timeline(200, 10.0, tuple(time + 7 for time in truth.times), truth.keys)
+    assert torch.equal(decode_frames(path, [0, 60, 120], wrong), decode_frames(path, [0, 60, 120]))

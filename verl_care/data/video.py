@@ -8,7 +8,9 @@ goes wrong, the user sees an AttributeError about it. This reader chooses the sa
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ import torch
 BACKEND = "pyav"
 """Name of the reader in qwen-vl-utils."""
 
+_JUMP_FRAMES = 16
+"""A jump to a key frame costs about as much as decoding some frames; over fewer than these none is made."""
+
 _register_lock = threading.Lock()
 
 
@@ -24,9 +29,28 @@ class VideoError(ValueError):
     """A video that cannot be read, or not in the way its record asks for; the message names the file."""
 
 
-def _count_frames(container: Any, stream: Any) -> int:
-    """Number of frames that decoding gives, by the packets: containers often declare none, or a wrong one."""
-    return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+@dataclass(frozen=True)
+class Timeline:
+    """Frames of a video in display order, by its packets: containers often declare no number, or a wrong one."""
+
+    total_frames: int
+    fps: float
+    times: tuple[int, ...]
+    """Time stamp of each frame, rising; empty where packets carry none, or the same twice."""
+    keys: tuple[int, ...]
+    """Numbers of the frames at which decoding can begin, rising; empty with ``times``."""
+
+
+def _scan(container: Any, stream: Any, fps: float) -> Timeline:
+    packets = [
+        (packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size and not packet.is_discard
+    ]
+    times = [time for time, _ in packets]
+    if None in times or len(set(times)) < len(times):
+        return Timeline(len(packets), fps, (), ())
+    ordered = sorted(packets)
+    keys = tuple(number for number, (_, is_key) in enumerate(ordered) if is_key)
+    return Timeline(len(packets), fps, tuple(time for time, _ in ordered), keys)
 
 
 def _to_array(frame: Any, width: int, height: int) -> np.ndarray:
@@ -35,12 +59,13 @@ def _to_array(frame: Any, width: int, height: int) -> np.ndarray:
     return np.rot90(pixels, round(frame.rotation / 90)) if frame.rotation else pixels
 
 
-def decode_frames(path: str, indices: Iterable[int]) -> torch.Tensor:
+def decode_frames(path: str, indices: Iterable[int], timeline: Timeline | None = None) -> torch.Tensor:
     """The frames at these places of a video, counted in display order from 0.
 
     Args:
         path: local file or URL that FFmpeg opens.
         indices: frame numbers, ascending, repeats allowed.
+        timeline: the video's, to leave out what lies between frames far apart; None decodes from the start.
 
     Returns:
         (T, C, H, W), uint8, RGB, rotated as the file asks for.
@@ -51,7 +76,22 @@ def decode_frames(path: str, indices: Iterable[int]) -> torch.Tensor:
     import av
 
     wanted = list(indices)
-    needed = set(wanted)
+    frames: dict[int, np.ndarray] | None = None
+    try:
+        if timeline is not None and _is_sparse(wanted, timeline):
+            with av.open(path) as container:
+                frames = _decode_sparse(container, _video_stream(container, path), wanted, timeline)
+    except (av.FFmpegError, OSError):
+        # Not every container can be searched; from the start, what is wrong shows where it is.
+        frames = None
+    if frames is None:
+        frames = _decode_from_start(path, set(wanted))
+    return torch.from_numpy(np.stack([frames[index] for index in wanted])).permute(0, 3, 1, 2).contiguous()
+
+
+def _decode_from_start(path: str, needed: set[int]) -> dict[int, np.ndarray]:
+    import av
+
     last = max(needed)
     frames: dict[int, np.ndarray] = {}
     number = -1
@@ -69,7 +109,51 @@ def decode_frames(path: str, indices: Iterable[int]) -> torch.Tensor:
         raise VideoError(f"{path}: cannot decode the video after {number + 1} frames: {error}") from error
     if len(frames) < len(needed):
         raise VideoError(f"{path}: the video ends after {number + 1} frames; frame {last} was asked for")
-    return torch.from_numpy(np.stack([frames[index] for index in wanted])).permute(0, 3, 1, 2).contiguous()
+    return frames
+
+
+def _key_before(timeline: Timeline, number: int) -> int:
+    """The last frame at or before this one at which decoding can begin; -1 for none."""
+    place = bisect_right(timeline.keys, number)
+    return timeline.keys[place - 1] if place else -1
+
+
+def _is_sparse(wanted: Sequence[int], timeline: Timeline) -> bool:
+    """Whether some frame can be had by a jump over many others."""
+    if not timeline.times or wanted[-1] >= len(timeline.times):
+        return False
+    before = -1
+    for number in wanted:
+        if _key_before(timeline, number) > before + _JUMP_FRAMES:
+            return True
+        before = number
+    return False
+
+
+def _decode_sparse(
+    container: Any, stream: Any, wanted: Sequence[int], timeline: Timeline
+) -> dict[int, np.ndarray] | None:
+    """Decodes from the key frame before each wanted one; None where a jump did not land where the packets say."""
+    stream.thread_type = "AUTO"
+    width, height = stream.codec_context.width, stream.codec_context.height
+    place = {time: number for number, time in enumerate(timeline.times)}
+    needed = set(wanted)
+    frames: dict[int, np.ndarray] = {}
+    decoded = container.decode(stream)
+    position = -1
+    for target in sorted(needed):
+        key = _key_before(timeline, target)
+        if key > position + _JUMP_FRAMES:
+            container.seek(timeline.times[key], stream=stream)
+            decoded = container.decode(stream)
+        while target not in frames:
+            frame = next(decoded, None)
+            position = -1 if frame is None else place.get(frame.pts, -1)
+            if frame is None or position < 0 or position > target:
+                return None
+            if position in needed:
+                frames[position] = _to_array(frame, width, height)
+    return frames
 
 
 def _video_stream(container: Any, path: str) -> Any:
@@ -78,8 +162,8 @@ def _video_stream(container: Any, path: str) -> Any:
     return container.streams.video[0]
 
 
-def probe(path: str) -> tuple[int, float]:
-    """Number of frames and frame rate (frames per second) of a video, without decoding it.
+def scan(path: str) -> Timeline:
+    """What a video's packets say about its frames, without decoding it.
 
     Raises:
         VideoError: no video in the file, a broken one, one without frames or without a frame rate.
@@ -90,14 +174,24 @@ def probe(path: str) -> tuple[int, float]:
         with av.open(path) as container:
             stream = _video_stream(container, path)
             rate = stream.average_rate or stream.guessed_rate
-            total_frames = _count_frames(container, stream)
+            timeline = _scan(container, stream, float(rate or 0))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: cannot open the video: {error}") from error
-    if not total_frames:
+    if not timeline.total_frames:
         raise VideoError(f"{path}: no frames in the video stream")
     if not rate:
         raise VideoError(f"{path}: the video states no frame rate")
-    return total_frames, float(rate)
+    return timeline
+
+
+def probe(path: str) -> tuple[int, float]:
+    """Number of frames and frame rate (frames per second) of a video, without decoding it.
+
+    Raises:
+        VideoError: no video in the file, a broken one, one without frames or without a frame rate.
+    """
+    timeline = scan(path)
+    return timeline.total_frames, timeline.fps
 
 
 def read_video(ele: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any], float]:
@@ -117,7 +211,8 @@ def read_video(ele: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any], fl
     from qwen_vl_utils.vision_process import calculate_video_frame_range, smart_nframes
 
     path = str(ele["video"]).removeprefix("file://")
-    total_frames, fps = probe(path)
+    timeline = scan(path)
+    total_frames, fps = timeline.total_frames, timeline.fps
     try:
         start, end, total_frames = calculate_video_frame_range(ele, total_frames, fps)
         nframes = smart_nframes(ele, total_frames=total_frames, video_fps=fps)
@@ -130,7 +225,7 @@ def read_video(ele: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any], fl
         "total_num_frames": total_frames,
         "video_backend": BACKEND,
     }
-    return decode_frames(path, indices), metadata, nframes / total_frames * fps
+    return decode_frames(path, indices, timeline), metadata, nframes / total_frames * fps
 
 
 def register_pyav_reader() -> None:
