@@ -366,7 +366,7 @@ def evaluate(
     vote: Annotated[Vote, typer.Option(help="What counts where no level agrees.")] = Vote.last,
     compare: Annotated[bool, typer.Option(help="Also run what sparse_to_dense is compared with.")] = True,
     write_every: Annotated[
-        int | None, typer.Option(min=1, help="Answers after which the work so far is written. Default: 64; vllm: 1024.")
+        int | None, typer.Option(min=1, help="Answers asked and written at a time. Default: 64; vllm: 128.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed before.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -410,7 +410,7 @@ def evaluate(
             blind=blind,
             baseline=None if baseline is None else str(baseline),
             limit=limit,
-            batch_size=write_every or (64 if engine is EvalEngine.hf else 1024),
+            batch_size=write_every or (64 if engine is EvalEngine.hf else 128),
             retry_failed=retry_failed,
             strategy=course,
             compare_strategies=compare,
@@ -469,7 +469,7 @@ def select(
     max_pixels: Annotated[int | None, typer.Option(help="Pixels of a frame at most. Default: as recorded.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers that transformers generates at once.")] = 16,
     write_every: Annotated[
-        int | None, typer.Option(min=1, help="Answers after which the work so far is written. Default: 64; vllm: 1024.")
+        int | None, typer.Option(min=1, help="Answers asked and written at a time. Default: 64; vllm: 128.")
     ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's.")
@@ -515,7 +515,7 @@ def select(
             max_frames=frames,
             fps=fps,
             max_pixels=max_pixels,
-            batch_size=write_every or (64 if engine is EvalEngine.hf else 1024),
+            batch_size=write_every or (64 if engine is EvalEngine.hf else 128),
             retry_failed=retry_failed,
         )
     except ValueError as error:

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from verl_care.data.prompts import STYLES, build_prompt
 from verl_care.data.records import to_row
 from verl_care.evaluation import prompts
 from verl_care.evaluation.items import build_item, read_benchmarks
@@ -130,3 +131,12 @@ def test_a_file_of_several_sources_gives_several_benchmarks(tmp_path):
     assert [(benchmark.name, len(benchmark.items)) for benchmark in found] == [("mmvu", 2), ("lvbench", 2)]
     with pytest.raises(DataError, match="no such data file"):
         read_benchmarks([tmp_path / "other.parquet"])
+
+
+@pytest.mark.parametrize("style", sorted(STYLES))
+def test_options_are_found_in_prepared_prompts_of_every_style(style):
+    system, user = build_prompt(style, "What is it?", "multiple choice", OPTIONS)
+    moved = prompts.reorder_options(choice(question=f"<video>{user}", system=system), 3)
+    assert moved is not None and moved["prompt"][-1]["content"] != f"<video>{user}"
+    for option in moved["extra_info"]["options"]:
+        assert option in moved["prompt"][-1]["content"].split("\n")

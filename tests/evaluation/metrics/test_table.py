@@ -149,3 +149,20 @@ def test_every_evaluation_set_that_is_prepared_has_its_metric():
 
     assert {name for name, preparer in PREPARERS.items() if preparer.kind == "evaluation"} <= set(METRICS)
     assert set(METRICS) <= set(PREPARERS)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_the_gold_answer_is_right_by_every_reading(item, name):
+    entry, answer = item(key=f"{name}/0", question_type="route_planning"), "B"
+    if name in ("charades_sta", "activitynet_tvg"):
+        entry = item(key=f"{name}/0", problem_type="temporal grounding", ground_truth="[[2.5, 7.0]]", options=())
+        answer = "2.5 to 7.0"
+    elif name == "nextgqa":
+        gold = '{"answer": "B", "spans": [[1.0, 2.0], [2.5, 7.0]]}'
+        entry = item(key=f"{name}/0", problem_type="grounded QA", ground_truth=gold)
+        answer = "B; 2.5 to 7.0"
+    (scored,) = scored_by(metric_of(name), [entry], [answer])
+    assert {reading: values["score"] for reading, values in scored.values.items()} == dict.fromkeys(scored.values, 1.0)
+    (failed,) = scored_by(metric_of(name), [entry], [None])
+    assert not failed.readable and set(failed.values) == set(scored.values)
+    assert all(value == 0.0 for values in failed.values.values() for value in values.values())
