@@ -117,7 +117,11 @@ def test_cgbench_of_its_own(world):
     }
     world.json("cgbench_mini.json", [row])
     world.prepare("cgbench")
-    row = only(world.rows("cgbench", "train"))
+    assert len(world.rows("cgbench", "train")) == 1
+    # As a test set: what was trained on is found in it.
+    world.prepare("cgbench", options={"split": "test"})
+    assert "cgbench overlaps cgbench: 1 training records (1 by video id, 1 by file, 1 by question)" in world.told[-1]
+    row = only(world.rows("cgbench"))
     assert gold(row) == "C"
     assert row["extra_info"]["clue_intervals"] == [[1, 2.5]]
     assert row["extra_info"]["duration"] == 611

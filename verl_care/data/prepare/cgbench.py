@@ -2,7 +2,8 @@
 questions that Video-RTS trains on (Ziyang412/Video-RTS, ``src/training_data/cgbench_selected_training_samples.jsonl``).
 
 Video-RTS' rows hold the options in the question, a letter with a point behind it, and the authors' own paths, of which
-only the file name says anything. What CG-Bench is trained on is no test set any more.
+only the file name says anything. What CG-Bench is trained on is no test set any more; ``--set split=test`` prepares it
+as one for those who train on other data.
 """
 
 from __future__ import annotations
@@ -79,5 +80,5 @@ CGBENCH = Preparer(
     convert=convert,
     columns=COLUMNS,
     prompt="video_rts",
-    split="train",
+    options={"split": ("train", "test")},
 )
