@@ -3,7 +3,7 @@
 Names. Training: ``video_r1``, ``video_r1_cot`` (supervised), ``video_holmes_mix``, ``cgbench``, ``temporal_rlt``,
 ``nextgqa``. Evaluation: ``vsi_bench``, ``video_mmmu``, ``mmvu``, ``mvbench``, ``tempcompass``, ``video_mme``,
 ``video_mme_subtitles``, ``video_holmes``, ``longvideobench``, ``lvbench``, ``videomathqa``, ``charades_sta``,
-``activitynet_tvg``, and again ``nextgqa``. ``verl-care prepare --list`` says what each reads.
+``activitynet_tvg``, and again ``nextgqa`` and ``cgbench``. ``verl-care prepare --list`` says what each reads.
 
 Files. ``--out DIR`` (default ``$VERL_CARE_DATA_DIR/NAME``, else ``~/data/verl_care/NAME``) receives
 
