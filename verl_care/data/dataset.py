@@ -4,7 +4,9 @@ Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset
 node: ``data.care.make_command`` (what makes the data files; for the error when they are missing) and
 ``data.care.make_commands`` (the same by name of ``data.care.val_sets``), ``data.care.check_media`` (whether every media
 file of a record is looked for at start; default true), ``data.care.video`` and ``data.care.image`` (how media are
-sampled that do not say so themselves), ``data.care.test_video`` (the same by data source for the videos of test sets).
+sampled that do not say so themselves), ``data.care.test_video`` (the same by data source for the videos of test sets),
+``data.care_video.cache_dir`` (folder that keeps decoded frames for later epochs; default none) and
+``data.care_video.cache_gib`` (its size; default 100).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl_care.data.records import DataError, check_file, missing_file, strip_none
 from verl_care.data.sampling import fill_sampling
 from verl_care.data.val_sets import command_for, is_test_row
-from verl_care.data.video import VideoError, register_pyav_reader
+from verl_care.data.video import BACKEND, VideoError, register_pyav_reader
 
 
 class MediaError(DataError):
@@ -152,9 +154,50 @@ class CareDataset(RLHFDataset):
         """
         register_pyav_reader()
         try:
+            if (config.get("care_video") or {}).get("cache_dir"):
+                return cls._process_with_cache(messages, image_patch_size, config)
             return super()._process_multi_modal_info(messages, image_patch_size, config)
         except VideoError:
             raise
         except Exception as error:
             names = ", ".join(_media_of(messages)) or "none"
             raise MediaError(f"cannot read the media of a prompt ({names}): {error}") from error
+
+    @classmethod
+    def _process_with_cache(
+        cls, messages: list[dict], image_patch_size: int, config: DictConfig
+    ) -> tuple[Any, Any, Any]:
+        """As qwen-vl-utils' ``process_vision_info``, with videos from files kept on disk."""
+        from qwen_vl_utils import vision_process
+
+        from verl_care.data.frame_cache import entry_name, open_cache
+
+        reader = vision_process.get_video_reader_backend()
+        if reader != BACKEND:
+            raise MediaError(
+                f"data.care_video.cache_dir: frames are kept only of the reader {BACKEND}; {reader} is chosen by "
+                "FORCE_QWENVL_VIDEO_READER"
+            )
+        cache = open_cache(str(config.care_video.cache_dir), float(config.care_video.get("cache_gib") or 100))
+        images, videos = [], []
+        has_media = any(isinstance(message.get("content"), list) for message in messages)
+        for item in vision_process.extract_vision_info(messages) if has_media else ():
+            if "image" in item or "image_url" in item:
+                images.append(vision_process.fetch_image(item, image_patch_size=image_patch_size))
+                continue
+
+            def make(item: dict = item) -> tuple[Any, dict[str, Any], float]:
+                (frames, metadata), sample_fps = vision_process.fetch_video(
+                    item,
+                    image_patch_size=image_patch_size,
+                    return_video_sample_fps=True,
+                    return_video_metadata=True,
+                )
+                return frames, metadata, sample_fps
+
+            # Frames in memory are decoded already; what a URL holds may change.
+            source = item["video"]
+            is_file = isinstance(source, str) and "://" not in source.removeprefix("file://")
+            frames, metadata, _ = cache.get(entry_name(item, image_patch_size, reader), make) if is_file else make()
+            videos.append((frames, metadata))
+        return images or None, videos or None, cls._extract_audio_info(messages)
