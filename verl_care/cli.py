@@ -457,6 +457,8 @@ def select(
     max_pass_rate: Annotated[float, typer.Option(help="Questions: the share of right runs is below this.")] = 1.0,
     min_variance: Annotated[float, typer.Option(help="Spans: the variance of the IoU is at least this.")] = 0.0,
     variance_quantile: Annotated[float | None, typer.Option(help="Spans: … or at least this quantile of all.")] = None,
+    correct_threshold: Annotated[float, typer.Option(help="Questions: a run is right from this accuracy on.")] = 0.5,
+    min_runs: Annotated[int, typer.Option(min=1, help="Records with fewer runs are dropped.")] = 2,
     seed: Annotated[int, typer.Option(help="Of answers and of the draw inside a budget.")] = 0,
     scoring: Annotated[Scoring, typer.Option(help="Which accuracy counts.")] = Scoring.strict,
     engine: Annotated[EvalEngine, typer.Option(help="hf: transformers; vllm: vLLM offline.")] = EvalEngine.hf,
@@ -484,6 +486,8 @@ def select(
 
     try:
         rules = KeepRules(
+            min_runs=min_runs,
+            correct_threshold=correct_threshold,
             min_pass_rate=min_pass_rate,
             max_pass_rate=max_pass_rate,
             min_variance=min_variance,
@@ -596,6 +600,28 @@ def calibrate(
             return rollouts_of_model(asked, prompts, seed, on_progress)
 
     raise typer.Exit(main(sample, config, **options))
+
+
+class Benchmark(StrEnum):
+    """Measurements of `verl-care bench`."""
+
+    video = "video"
+    step = "step"
+    reward = "reward"
+    shaping = "shaping"
+    import_ = "import"
+
+
+@app.command(epilog="Example: verl-care bench video >> results.jsonl")
+def bench(
+    name: Annotated[Benchmark, typer.Argument(help="What is measured.", show_default=False)],
+    repeats: Annotated[int | None, typer.Option(min=1, help="Runs of each arm, besides one to warm up.")] = None,
+) -> None:
+    """Measure verl_care against stock verl on this machine and print one JSON line: both, the ratio, the machine."""
+    from verl_care.bench import run
+
+    options = {} if repeats is None else {"steps" if name is Benchmark.step else "repeats": repeats}
+    raise typer.Exit(run(name.value, **options))
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
