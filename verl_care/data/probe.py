@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -95,8 +96,11 @@ def hash_file(path: str, size: int) -> str:
 def probe_file(path: str) -> Clip:
     """Looks at one video or picture. What is wrong with it is part of the result; nothing is raised."""
     try:
-        size = os.stat(path).st_size
-        digest = hash_file(path, size)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            # Reading would wait for the writer of a pipe, and never end on a device.
+            return Clip(path=path, cause=UNREADABLE, detail="is no regular file")
+        digest = hash_file(path, status.st_size)
     except OSError as error:
         cause = MISSING if isinstance(error, FileNotFoundError | NotADirectoryError) else UNREADABLE
         return Clip(path=path, cause=cause, detail=error.strerror or str(error))

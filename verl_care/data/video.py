@@ -7,6 +7,7 @@ goes wrong, the user sees an AttributeError about it. This reader chooses the sa
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -170,6 +171,9 @@ def scan(path: str) -> Timeline:
     """
     import av
 
+    if "://" not in path[:16] and os.path.exists(path) and not os.path.isfile(path):
+        # FFmpeg would wait for the writer of a pipe, and read a device without end.
+        raise VideoError(f"{path}: cannot open the video: is no regular file")
     try:
         with av.open(path) as container:
             stream = _video_stream(container, path)
