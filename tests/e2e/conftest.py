@@ -111,6 +111,7 @@ def _teach_format(model: torch.nn.Module, tokenizer: Any, prompts: list[demo_mod
     """100 supervised steps, with the right answer in two cases of five."""
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    placeholders = tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model.train()
@@ -126,6 +127,9 @@ def _teach_format(model: torch.nn.Module, tokenizer: Any, prompts: list[demo_mod
         # verl takes logit - log Z in float32, which rounds to a unit in the last place of log Z: keep that near 0, so
         # that what two engines disagree on is not the rounding.
         losses = log_z - logits.gather(-1, targets)[..., 0] + 0.1 * log_z**2
+        # verl bans these in vLLM by masking the model's logits, so that vLLM's log-probs leave out what mass the actor
+        # still gives them: next to none in a trained model, so here too.
+        losses = losses + 0.1 * (logits[..., placeholders].logsumexp(-1) - log_z)
         optimizer.zero_grad()
         ((losses * mask).sum() / mask.sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -57,9 +57,6 @@ def test_vllm_answers_about_every_medium_and_care_shapes(run, assets):
         assert metrics["actor/grad_norm"] > 0
 
 
-@pytest.mark.xfail(
-    reason="measured 7e-4 and 1.3e-3 on mixed video, image and text rows; the cause is not separated yet"
-)
 @pytest.mark.parametrize("step", [1, 2])
 def test_the_engine_answers_with_the_actor_s_weights(run, step):
     assert run.steps[step]["training/rollout_probs_diff_max"] < AGREEMENT
