@@ -417,6 +417,50 @@ class FavchatConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BapoConfig:
+    """BAPO's adaptive clip bounds (arXiv 2510.18927); constants are the paper's."""
+
+    enabled: bool = False
+    """Seeks the bounds of the ratio anew for each mini-batch; costs one forward pass each."""
+    target_share: float = 0.4
+    """Share of the loss that tokens of positive advantage are to carry (the code's README has 0.5)."""
+    low_start: float = 0.6
+    """First lower bound of the ratio."""
+    low_max: float = 0.9
+    """Last lower bound."""
+    low_step: float = 0.02
+    """What it rises by."""
+    high_start: float = 1.2
+    """First upper bound."""
+    high_max: float = 3.0
+    """Last upper bound."""
+    high_step: float = 0.05
+    """What it rises by."""
+    order: str = "high_first"
+    """``high_first`` (paper): the upper bound to its end, then the lower one; ``low_first`` (code)."""
+    weight: str = "probability"
+    """A token counts by its ``probability`` under the rollout policy (paper), or each the same: ``none`` (code)."""
+    contribution: str = "surrogate"
+    """``surrogate`` (published): clipped terms keep their value; ``gradient``: they count nothing."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.target_share < 1.0, "target_share", self.target_share, "a number in (0, 1)")
+        _require(
+            0.0 < self.low_start <= self.low_max <= 1.0 <= self.high_start <= self.high_max,
+            "low_start, low_max, high_start, high_max",
+            (self.low_start, self.low_max, self.high_start, self.high_max),
+            "four numbers in rising order, two of them up to 1 and two from 1 on",
+        )
+        for name in ("low_step", "high_step"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        _require(self.order in ("high_first", "low_first"), "order", self.order, "high_first or low_first")
+        _require(self.weight in ("probability", "none"), "weight", self.weight, "probability or none")
+        _require(
+            self.contribution in ("surrogate", "gradient"), "contribution", self.contribution, "surrogate or gradient"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectedTokensConfig:
     """What a selection of tokens does to the loss, whichever way they are chosen."""
 
@@ -483,6 +527,7 @@ class Config:
     capo: CapoConfig = field(default_factory=CapoConfig)
     siri: SiriConfig = field(default_factory=SiriConfig)
     favchat: FavchatConfig = field(default_factory=FavchatConfig)
+    bapo: BapoConfig = field(default_factory=BapoConfig)
     selected_tokens: SelectedTokensConfig = field(default_factory=SelectedTokensConfig)
     scoring: str = "strict"
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""

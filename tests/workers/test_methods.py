@@ -159,3 +159,69 @@ def test_utilities_come_from_the_rewards_and_survive_a_resume(partition, tmp_pat
     fresh = make_trainer(tmp_path, *FAVCHAT, "trainer.resume_mode=auto", "care.on_missing_state=fresh")
     fresh._load_checkpoint()
     assert fresh.lifecycle == Lifecycle()
+
+
+def workers_of(tmp_path, *overrides, worker=None):
+    """verl's roles with Ray actor classes, after the trainer has put in its own."""
+    import ray
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    from verl_care.workers.actor_workers import install_workers
+
+    trainer = make_trainer(tmp_path, *overrides)
+    mapping = {"actor": ray.remote(worker or ActorRolloutRefWorker), "critic": ray.remote(SimpleNamespace)}
+    before = dict(mapping)
+    install_workers(trainer.care_config, trainer.config, mapping)
+    return {role: None if mapping[role] is before[role] else cls(mapping[role]) for role in mapping}, trainer.config
+
+
+def cls(remote):
+    return remote.__ray_metadata__.modified_class
+
+
+BAPO = ["care.bapo.enabled=true", "actor_rollout_ref.actor.ppo_epochs=2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "replaced"),
+    [
+        ([], False),
+        (["care.token_selection=d3s"], False),
+        (["care.token_selection=video_ktr", "care.video_ktr.signals=[entropy]"], False),
+        (["care.token_selection=video_ktr"], True),
+        (BAPO, True),
+    ],
+)
+def test_verls_worker_is_replaced_only_where_something_runs_in_it(transfer_queue, tmp_path, overrides, replaced):
+    from verl_care.workers.actor_workers import CareActorWorker
+
+    workers, _ = workers_of(tmp_path, *overrides)
+    assert workers["critic"] is None
+    assert (workers["actor"] is not None and issubclass(workers["actor"], CareActorWorker)) == replaced
+
+
+def test_separate_async_keeps_its_workers_abilities(transfer_queue, tmp_path):
+    from verl.experimental.separation.engine_workers import DetachActorWorker
+
+    workers, _ = workers_of(tmp_path, *BAPO, worker=DetachActorWorker)
+    assert issubclass(workers["actor"], DetachActorWorker)
+    assert hasattr(workers["actor"], "compute_counterfactual_log_prob")
+
+
+def test_bapos_constants_reach_the_workers(transfer_queue, tmp_path):
+    from verl_care.config import BapoConfig
+
+    _, config = workers_of(tmp_path, *BAPO, "care.bapo.target_share=0.5")
+    assert BapoConfig(**config.actor_rollout_ref.care_bapo) == BapoConfig(enabled=True, target_share=0.5)
+
+
+def test_bapo_refuses_a_loss_that_does_not_read_its_bounds(transfer_queue, tmp_path):
+    with pytest.raises(ValueError, match="loss_mode=gspo"):
+        workers_of(tmp_path, *BAPO, "actor_rollout_ref.actor.policy_loss.loss_mode=gspo")
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (2, False)])
+def test_bapo_without_a_second_update_is_a_warning(transfer_queue, tmp_path, caplog, epochs, warned):
+    with caplog.at_level("WARNING", logger="verl_care.workers.actor_workers"):
+        workers_of(tmp_path, BAPO[0], f"actor_rollout_ref.actor.ppo_epochs={epochs}")
+    assert ("no effect" in caplog.text) == warned

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
-from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_from_nested
 
 from verl_care.data.shuffle import permute_frames
@@ -183,11 +181,3 @@ class CounterfactualMixin:
             return None
         log_probs = response_from_nested(output["log_probs"], response_mask.cpu())
         return TensorDict({output_field(request["kind"]): log_probs}, batch_size=len(log_probs))
-
-
-class CounterfactualActorWorker(CounterfactualMixin, ActorRolloutRefWorker):
-    """verl's actor worker with counterfactual passes."""
-
-
-class CounterfactualDetachActorWorker(CounterfactualMixin, DetachActorWorker):
-    """The actor worker of ``separate_async`` with counterfactual passes."""

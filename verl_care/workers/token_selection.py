@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.debug import marked_timer
-from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl.workers.utils.padding import response_from_nested
 
 from verl_care.config import Config
@@ -76,23 +73,6 @@ def check_loss_mode(config: Config, loss_agg_mode: str) -> None:
     if config.token_selections:
         nothing = torch.zeros(1, 1, dtype=torch.bool)
         ts.advantage_factor(nothing, nothing, loss_agg_mode, config.selected_tokens)
-
-
-def install_workers(config: Config, role_worker_mapping: dict[Any, Any]) -> None:
-    """Puts the actor worker that knows counterfactual passes in the place of verl's, where a selection needs it.
-
-    Args:
-        config: the ``care:`` node.
-        role_worker_mapping: verl's, role -> Ray actor class; changed in place.
-    """
-    if "video_ktr" not in config.token_selections or set(config.video_ktr.signals) == {"entropy"}:
-        return
-    for role, remote in role_worker_mapping.items():
-        worker = remote.__ray_metadata__.modified_class
-        if issubclass(worker, DetachActorWorker):
-            role_worker_mapping[role] = ray.remote(counterfactual.CounterfactualDetachActorWorker)
-        elif issubclass(worker, ActorRolloutRefWorker):
-            role_worker_mapping[role] = ray.remote(counterfactual.CounterfactualActorWorker)
 
 
 class TokenSelectionMixin(PPOTrainer):

@@ -31,6 +31,7 @@ from verl_care.reward_manager.base import CareRewardManagerBase
 from verl_care.shaping.base import NoState, Rule, Shaped, ShapingBatch
 from verl_care.shaping.diagnostics import compute_batch_metrics, compute_shaping_metrics, compute_survival_metrics
 from verl_care.shaping.groups import group_mean
+from verl_care.workers.actor_workers import install_workers
 from verl_care.workers.batch import (
     FIELDS,
     RolloutRows,
@@ -45,7 +46,7 @@ from verl_care.workers.prompt_lifecycle import PromptLifecycleMixin
 from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
 from verl_care.workers.state import StateError, load_state, save_state
-from verl_care.workers.token_selection import TokenSelectionMixin, check_loss_mode, install_workers
+from verl_care.workers.token_selection import TokenSelectionMixin, check_loss_mode
 from verl_care.workers.validation import ValidationMixin
 
 try:
@@ -119,7 +120,7 @@ class CareTrainerMixin(ValidationMixin):
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        install_workers(self.care_config, self.role_worker_mapping)
+        install_workers(self.care_config, self.config, self.role_worker_mapping)
 
     def _next_train_batch(self, num_prompts: int | None = None) -> TensorDict:
         batch = super()._next_train_batch(num_prompts)
