@@ -78,8 +78,7 @@ def test_a_torn_last_line_is_cut_off_and_asked_again(tmp_path):
     path.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     engine = Engine()
     resumed = recorded(path, engine, batch_size=2)
-    # The batch that was torn is asked as a whole, as an uninterrupted run asks it.
-    assert resumed(requests) == whole and engine.batches == [["2", "3"]]
+    assert resumed(requests) == whole and engine.batches == [["3"]]
     resumed.close()
 
 
@@ -155,3 +154,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     subprocess.run([sys.executable, "-c", code, os.fspath(path)], timeout=120, check=False)
     assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["x"]
     AnswerLog(path).close()
+
+
+def test_more_samples_ask_only_what_is_new(tmp_path):
+    requests = requests_of(3, samples=2)
+    told = []
+    first = recorded(tmp_path / "a.jsonl", Engine(), batch_size=2)
+    first([request for request in requests if request.sample == 0])
+    first.close()
+    engine = Engine()
+    again = recorded(tmp_path / "a.jsonl", engine, batch_size=2, on_progress=lambda *state: told.append(state))
+    assert [answer.text for answer in again(requests)] == ["0/0", "0/1", "1/0", "1/1", "2/0", "2/1"]
+    assert engine.batches == [["0"], ["1"], ["2"]] and told[0] == (3, 6, 0) and told[-1] == (6, 6, 0)
+    again.close()

@@ -19,9 +19,9 @@ from typing import Any
 
 from verl_care.data.records import DataError, replace_file
 from verl_care.evaluation.engines import EngineConfig, build_engine
-from verl_care.evaluation.interface import TRUNCATED, Completion, Generated, Question, Request, error_message
-from verl_care.evaluation.items import Benchmark, Item, read_benchmarks
-from verl_care.evaluation.prompts import set_budget, without_media
+from verl_care.evaluation.interface import TRUNCATED, Completion, Generated, Request, error_message
+from verl_care.evaluation.items import Benchmark, Item, question_of, read_benchmarks
+from verl_care.evaluation.prompts import set_budget
 from verl_care.evaluation.recorded import AnswerLog, EvaluationError, OnProgress, RecordedEngine
 from verl_care.evaluation.scores import Answered, BenchmarkScores, Row, compare, score_benchmark, summarise, to_rows
 from verl_care.evaluation.sparse_to_dense import SparseToDense
@@ -30,9 +30,6 @@ from verl_care.evaluation.strategies import SPARSE_TO_DENSE, run_strategies
 RUN, ANSWERS, ITEMS, RESULTS = "run.json", "answers.jsonl", "items.parquet", "results.json"
 VERSION = 1
 """Of the files of a run."""
-
-BLIND = "#blind"
-"""Added to the name of an item that is asked without its clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +103,6 @@ class EvalConfig:
             return cold
         drawn = zlib.crc32(f"{seed}/{item.key}".encode("utf-8", "surrogatepass")) & 0x7FFFFFFF
         return {**cold, "top_p": self.top_p, "top_k": self.top_k, "seed": drawn}
-
-
-def question_of(item: Item, *, blind: bool = False, available_frames: int | None = None) -> Question:
-    """An item as an engine and a vote need it."""
-    return Question(
-        key=item.key + (BLIND if blind else ""),
-        prompt=without_media(item.messages) if blind else item.messages,
-        problem_type=item.problem_type,
-        options=item.options,
-        ground_truth=item.ground_truth,
-        available_frames=available_frames,
-        extra_info=item.info,
-    )
 
 
 def load_benchmarks(config: EvalConfig) -> list[Benchmark]:

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from verl_care.data.records import DataError, RecordError, check_record, missing_file
-from verl_care.evaluation.prompts import Messages, build_messages, options_of, reorder_options
+from verl_care.evaluation.interface import Question
+from verl_care.evaluation.prompts import Messages, build_messages, options_of, reorder_options, without_media
 from verl_care.rewards.scorer import GROUNDED_QA
+
+BLIND = "#blind"
+"""Added to the name of an item that is asked without its clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,4 +118,17 @@ def build_item(row: Mapping[str, Any], option_seed: int | None = None) -> Item:
         info=info,
         messages=messages,
         reordered=reordered,
+    )
+
+
+def question_of(item: Item, *, blind: bool = False, available_frames: int | None = None) -> Question:
+    """An item as an engine and a vote need it."""
+    return Question(
+        key=item.key + (BLIND if blind else ""),
+        prompt=without_media(item.messages) if blind else item.messages,
+        problem_type=item.problem_type,
+        options=item.options,
+        ground_truth=item.ground_truth,
+        available_frames=available_frames,
+        extra_info=item.info,
     )

@@ -301,7 +301,7 @@ def _draw_scores(results: Mapping[str, Any]) -> str:
         if "blind" in results["benchmarks"][name]:
             axis.plot([100 * results["benchmarks"][name]["blind"]["strict"]["mean"]], [row], "x", color="#b0472b")
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlim(0, 100)
     axis.set_xlabel("dot: strict with its interval; bar: lenient; cross: blind")
     axis.spines[["top", "right"]].set_visible(False)

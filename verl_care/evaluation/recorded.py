@@ -1,7 +1,7 @@
 """An engine whose answers are kept: every answer is a line of a file, and what stands there is not asked again.
 
 The file is append-only JSON lines, one a request, written a batch at a time. A killed run loses its last batch at most,
-and the same command goes on from there. Batches are cut from the list of requests alone, so a resumed run asks the same
+and the same command goes on from there. Batches are cut from the list of all requests, so a resumed run asks the same
 batches as an uninterrupted one.
 """
 
@@ -180,10 +180,10 @@ class RecordedEngine:
         self._total += len(requests)
         missing = []
         for batch in cut_batches(requests, self._batch_size):
-            if all(self.log.has(request, failed_too=not self._retry_failed) for request in batch):
-                self._count(batch)
-            else:
-                missing.append(batch)
+            there = [self.log.has(request, failed_too=not self._retry_failed) for request in batch]
+            self._count([request for request, known in zip(batch, there, strict=True) if known])
+            if not all(there):
+                missing.append([request for request, known in zip(batch, there, strict=True) if not known])
         self._tell()
         if missing:
             for batch, generated in stream(self._start(), missing):

@@ -26,9 +26,9 @@ from verl_care.data.selection import (
     write_selection,
 )
 from verl_care.evaluation.engines import EngineConfig, build_engine
-from verl_care.evaluation.evaluate import ANSWERS, claim, note_engine, progress_bar, question_of, write_text
+from verl_care.evaluation.evaluate import ANSWERS, claim, note_engine, progress_bar, write_text
 from verl_care.evaluation.interface import Completion, Request
-from verl_care.evaluation.items import Item, build_item
+from verl_care.evaluation.items import Item, build_item, question_of
 from verl_care.evaluation.prompts import set_budget
 from verl_care.evaluation.recorded import AnswerLog, EvaluationError, OnProgress, RecordedEngine
 from verl_care.rewards.scorer import GROUNDED_QA, compute_score

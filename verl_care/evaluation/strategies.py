@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from verl_care.evaluation.interface import Generate
-from verl_care.evaluation.items import Benchmark, Item
+from verl_care.evaluation.items import Benchmark, Item, question_of
 from verl_care.evaluation.prompts import Messages, video_parts
 from verl_care.evaluation.scores import Answered, verdict
 from verl_care.evaluation.sparse_to_dense import Outcome, Result, SparseToDense
@@ -88,8 +88,6 @@ def run_strategies(
         Answers of sparse-to-dense; and by strategy its figures over all benchmarks, means over the seeds, with the
         difference of sparse-to-dense from it.
     """
-    from verl_care.evaluation.evaluate import question_of
-
     items = [item for benchmark in benchmarks for item in benchmark.items]
     frames = count_all_frames(items)
     questions = [question_of(item, available_frames=frames[item.key]) for item in items]

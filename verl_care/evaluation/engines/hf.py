@@ -1,8 +1,8 @@
 """Engine ``hf``: transformers, on a CPU or a GPU, each answer with random draws of its own.
 
 Samples by ``workers.cpu.generation``, as the rollout engine of that name does: what a request gives depends on its seed
-alone, not on what it is batched with. Positions are those of transformers' own ``generate``: frames stand where their
-times are.
+and, but for rounding, not on what it is batched with. Positions are those of transformers' own ``generate``: frames
+stand where their times are.
 """
 
 from __future__ import annotations
