@@ -73,6 +73,8 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 MANY_SEEDS = ("care", "naive")
 """Arms that run with five seeds; the others with three."""
+STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
 BEST_TOKENS = 2 * tally.MEAN_EVENTS + 6
 WINDOW = 10
 
@@ -151,14 +153,18 @@ def train(arm: str, seed: int, out_dir: Path, steps: int, size: tally.Size, cons
     return result
 
 
-def figures(result: dict[str, Any]) -> dict[str, float]:
-    """Of one run: lengths and accuracies over windows of ten steps, and the lowest one once brevity is rewarded."""
+def figures(result: dict[str, Any]) -> dict[str, float | None]:
+    """Of one run: lengths and accuracies over windows of ten steps, and the lowest one once brevity is rewarded.
+
+    Brevity is rewarded from the first step in refine or concise on; None for an arm that has no stages, and for one
+    that begins there.
+    """
     length, accuracy, stage = result["length"], result["accuracy"], result["stage"]
     window = min(WINDOW, len(length))
     means = [statistics.fmean(length[i : i + window]) for i in range(len(length) - window + 1)]
     rates = [statistics.fmean(accuracy[i : i + window]) for i in range(len(accuracy) - window + 1)]
     switch = next((i for i, value in enumerate(stage) if value >= 2), None)
-    after = [] if switch is None or result["arm"] == "static_short" else rates[switch:]
+    after = rates[switch:] if switch else []
     return {
         # Step 1 answers with the weights of the warm start.
         "length_start": length[0],
@@ -166,47 +172,45 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
         "length_end": means[-1],
         "accuracy_start": accuracy[0],
         "accuracy_end": rates[-1],
-        "switch_step": math.nan if switch is None else switch + 1,
-        "accuracy_lowest_after_switch": min(after) if after else math.nan,
+        "switch_step": switch + 1 if switch else None,
+        "accuracy_lowest_after_switch": min(after) if after else None,
     }
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of paired differences and its 95 % interval by Student's t; NaN bounds for fewer than two."""
-    from scipy import stats
-
+def interval(differences: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean of paired differences and its 95 % interval by Student's t; None for fewer than two."""
     mean = statistics.fmean(differences)
     if len(differences) < 2:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return mean, mean - half, mean + half
+        return mean, None
+    quantile = STUDENT_975[min(len(differences) - 1, len(STUDENT_975)) - 1]
+    half = quantile * statistics.stdev(differences) / math.sqrt(len(differences))
+    return mean, [round(mean - half, 4), round(mean + half, 4)]
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean figures an arm, and whether CARE reaches what was set beforehand, seed by seed."""
-    by_arm: dict[str, dict[int, dict[str, float]]] = {}
+    by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for result in results:
         by_arm.setdefault(result["arm"], {})[result["seed"]] = figures(result)
     arms = {}
     for arm, runs in by_arm.items():
         arms[arm] = {"seeds": sorted(runs)} | {
-            name: [round(runs[seed][name], 3) for seed in sorted(runs)] for name in next(iter(runs.values()))
+            name: [None if (value := runs[seed][name]) is None else round(value, 3) for seed in sorted(runs)]
+            for name in next(iter(runs.values()))
         }
     summary: dict[str, Any] = {"benchmark": "inverted_u", "best_tokens": BEST_TOKENS, "arms": arms}
     care = by_arm.get("care", {})
     if care:
         summary["rises"] = {seed: run["length_peak"] >= 1.5 * run["length_start"] for seed, run in care.items()}
-    for other, name in (("static_long", "shorter_than_static_long"),):
-        shared = sorted(care.keys() & by_arm.get(other, {}).keys())
-        if shared:
-            ends = {seed: (care[seed]["length_end"], by_arm[other][seed]["length_end"]) for seed in shared}
-            summary[name] = {seed: ours <= 0.6 * theirs for seed, (ours, theirs) in ends.items()}
+    static = by_arm.get("static_long", {})
+    if shared := sorted(care.keys() & static.keys()):
+        summary["ends_short"] = {seed: care[seed]["length_end"] <= 0.6 * static[seed]["length_end"] for seed in shared}
     for other in by_arm:
         shared = sorted(care.keys() & by_arm[other].keys())
         if other != "care" and shared:
             gains = [care[seed]["accuracy_end"] - by_arm[other][seed]["accuracy_end"] for seed in shared]
-            mean, low, high = interval(gains)
-            arms[other]["care_minus_this"] = {"accuracy": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
+            mean, bounds = interval(gains)
+            arms[other]["care_minus_this"] = {"accuracy": round(mean, 4), "interval": bounds}
     return summary
 
 
