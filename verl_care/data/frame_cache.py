@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -49,8 +50,11 @@ def content_digest(path: str) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    stat = os.stat(path)
-    return _content_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        # Reading would wait for the writer of a pipe, and never end on a device.
+        raise OSError(f"{path}: is no regular file")
+    return _content_digest(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def entry_name(element: Mapping[str, Any], image_patch_size: int, reader: str) -> str:

@@ -470,6 +470,23 @@ def replace_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def remote_media(row: Mapping[str, Any]) -> list[str]:
+    """Addresses among a record's media: what would be fetched from elsewhere when the record is used."""
+    found = []
+    for column in ("videos", "images"):
+        for entry in row.get(column) or ():
+            media = strip_none(entry) if isinstance(entry, Mapping) else {"video": entry}
+            sources = [media[key] for key in ("video", "image", "image_url") if key in media]
+            for source in sources:
+                frames = source if isinstance(source, list | tuple) else [source]
+                found += [
+                    frame
+                    for frame in frames
+                    if isinstance(frame, str) and not _local(frame) and not frame.startswith("data:")
+                ]
+    return found
+
+
 def check_rows(
     rows: Iterable[Mapping[str, Any]], file: str, seen: dict[str, tuple[int, str]], check_media: bool = False
 ) -> int:
@@ -480,7 +497,7 @@ def check_rows(
         file: name for messages.
         seen: keys of the records met so far, with their content's hash and place; filled, and handed on from file to
             file. The same record may come again, another one under the same key may not.
-        check_media: also checks that local media files exist.
+        check_media: also checks that all media are files on this machine, and are there.
 
     Returns:
         Number of records.
@@ -503,6 +520,10 @@ def check_rows(
                 "extra_info.index",
                 f"{record.index} of {record.data_source} names another record already ({first_where})",
                 "give each record of a data source an index of its own",
+            )
+        for media in remote_media(row) if check_media else ():
+            raise RecordError.at(
+                where, "media", f"{media} is not on this machine", "fetch it, or set data.care.check_media=false"
             )
         for media in record.files if check_media else ():
             if media not in present and not os.path.exists(media):
@@ -573,7 +594,7 @@ def check_file(path: str, seen: dict[str, tuple[int, str]] | None = None, check_
     Args:
         path: local ``.parquet``, ``.json`` or ``.jsonl`` file.
         seen: keys of the records in files checked before, see ``check_rows``.
-        check_media: also checks that local media files exist.
+        check_media: also checks that all media are files on this machine, and are there.
 
     Returns:
         Number of records.
