@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,8 @@ from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.evaluate import EvalConfig
 from verl_care.evaluation.recorded import EvaluationError
 from verl_care.evaluation.sparse_to_dense import SparseToDense
+
+OPTIONS = ["A. red", "B. green", "C. blue", "D. yellow"]
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +290,35 @@ def test_a_broken_clip_of_a_course_stays_in_the_denominator(taught, make_row, tm
     entry = results["benchmarks"]["video_mme"]
     assert (entry["items"], entry["failed"], entry["headline"]["strict"]["mean"]) == (2, 1, 0.5)
     assert results["strategies"]["sparse_to_dense"]["num_failed"] == 1
+
+
+def test_prepared_benchmarks_are_evaluated_as_they_come(taught, tmp_path):
+    clips = tmp_path / "source" / "videos"
+    clips.mkdir(parents=True)
+    for number, clip in enumerate(taught.clips[:2]):
+        (clips / f"v{number}.mp4").write_bytes(clip.read_bytes())
+    mme = [
+        {"video_id": f"{n:03}", "duration": duration, "domain": "Knowledge", "sub_category": "Law", "url": "u",
+         "videoID": f"v{n}", "question_id": f"{n:03}-1", "task_type": "OCR Problems", "question": "Name the colour.",
+         "options": OPTIONS, "answer": "A"}
+        for n, duration in enumerate(("short", "long"))
+    ]  # fmt: skip
+    charades = [{"video": f"v{n}.mp4", "caption": "a shape goes by", "timestamp": [0.5, 1.5]} for n in range(2)]
+    prepared = []
+    for name, rows in (("video_mme", mme), ("charades_sta", charades)):
+        source = tmp_path / "source" / name / "test-00000-of-00001.parquet"
+        source.parent.mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), source)
+        call = ["prepare", name, "--source", str(source.parent), "--videos", str(clips), "--out", str(tmp_path / name)]
+        done = CliRunner().invoke(app, call)
+        assert done.exit_code == 0, done.output
+        prepared.append(str(tmp_path / name))
+    size = ["--frames", "4", "--min-pixels", "3136", "--max-pixels", "3136", "--max-tokens", "12", "--option-seed", "1"]
+    call = ["eval", str(taught.model), *prepared, "--out", str(tmp_path / "run"), *size, "--json"]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["benchmarks"]
+    assert set(found["video_mme"]["tables"]["strict"]["duration_class"]) == {"short", "long"}
+    assert found["video_mme"]["reordered"] == {"moved": 2, "left": 0} and found["video_mme"]["videos"] == 2
+    assert set(found["charades_sta"]["figures"]["strict"]) == {"R@1 IoU=0.3", "R@1 IoU=0.5", "R@1 IoU=0.7", "mIoU"}
+    assert found["charades_sta"]["failed"] == found["video_mme"]["failed"] == 0
