@@ -620,7 +620,7 @@ def bench(
     """Measure verl_care against stock verl on this machine and print one JSON line: both, the ratio, the machine."""
     from verl_care.bench import run
 
-    options = {} if repeats is None else {"steps" if name is Benchmark.step else "repeats": repeats}
+    options: dict[str, int] = {} if repeats is None else {"steps" if name is Benchmark.step else "repeats": repeats}
     raise typer.Exit(run(name.value, **options))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from verl_care.bench.clock import cpu_seconds, summary, take_turns
@@ -66,7 +67,7 @@ def measure(*, rollouts: int = 2000, repeats: int = 7) -> dict[str, Any]:
     scores = {name: [result["reward_score"] for result in arm(name)] for name in managers}
     if scores["care"] != scores["naive"]:
         raise RuntimeError("care and naive give the same rollouts different scores")
-    found = take_turns({name: lambda name=name: cpu_seconds(lambda: arm(name)) for name in managers}, repeats)
+    found = take_turns({name: partial(cpu_seconds, partial(arm, name)) for name in managers}, repeats)
     ours, stock = summary(found["care"]), summary(found["naive"])
     return {
         "work": f"run_single of {rollouts} rollouts with the same scoring function",

@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _measure_worker(folder: Path, clip: Path, responses: int, repeats: int) -> d
     from verl_care.testing import agent_loops, tiny_models
 
     model = tiny_models.save(folder / "model", "qwen2_5_vl", max_pixels=1 << 30)
-    content = [
+    content: list[dict[str, Any]] = [
         {"type": "video", "video": str(clip), "nframes": FRAMES, "max_pixels": MAX_PIXELS},
         {"type": "text", "text": "What colour is it?"},
     ]
@@ -125,7 +126,7 @@ def _measure_worker(folder: Path, clip: Path, responses: int, repeats: int) -> d
             for name in ("ours", "stock")
         }
         counts: dict[str, dict[str, int]] = {}
-        stored: dict[str, int] = {}
+        stored: dict[str, dict[str, int]] = {}
         wall: dict[str, list[float]] = {"ours": [], "stock": []}
 
         def arm(name: str) -> float:
@@ -140,43 +141,56 @@ def _measure_worker(folder: Path, clip: Path, responses: int, repeats: int) -> d
             _clear(uid, responses)
             return seconds
 
-        found = take_turns({name: lambda name=name: arm(name) for name in workers}, repeats)
+        found = take_turns({name: partial(arm, name) for name in workers}, repeats)
     ours, stock = summary(found["ours"]), summary(found["stock"])
     return {
         "work": f"{responses} responses, {FRAMES} frames of a {SECONDS} s clip of {WIDTH} x {HEIGHT}, "
         f"at most {MAX_PIXELS} pixels a frame",
         "unit": "CPU seconds of all processes, one prompt",
-        "ours": {**ours, **counts["ours"], "pixel_bytes": stored["ours"], "wall": summary(wall["ours"][1:])},
-        "stock": {**stock, **counts["stock"], "pixel_bytes": stored["stock"], "wall": summary(wall["stock"][1:])},
+        "ours": {**ours, **counts["ours"], **stored["ours"], "wall": summary(wall["ours"][1:])},
+        "stock": {**stock, **counts["stock"], **stored["stock"], "wall": summary(wall["stock"][1:])},
         "ratio": round(stock["median"] / ours["median"], 2),
-        "pixel_bytes_ratio": round(stored["stock"] / stored["ours"], 2),
+        "pixel_bytes_ratio": round(stored["stock"]["pixel_bytes"] / stored["ours"]["pixel_bytes"], 2),
     }
 
 
-def _stored_bytes(uid: str, responses: int) -> int:
-    """Pixels of a prompt in TransferQueue: what its rows hold themselves, and what they share."""
-    import torch
+def _stored_bytes(uid: str, responses: int) -> dict[str, int]:
+    """What a prompt leaves in TransferQueue: its pixels, in rows and shared; one row; what shaping reads of a row."""
     import transfer_queue as tq
 
     from verl_care.testing import agent_loops
-    from verl_care.workers.shared_inputs import PARTITION, SharedInputs
+    from verl_care.workers.batch import FIELDS
+    from verl_care.workers.shared_inputs import PARTITION
 
-    def nbytes(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.nbytes
-        if isinstance(value, SharedInputs):
-            return sum(map(nbytes, value._small.values()))
-        if isinstance(value, dict):
-            return sum(map(nbytes, value.values()))
-        return sum(map(nbytes, value)) if isinstance(value, list) else 0
-
-    total = 0
-    for row in agent_loops.read_rows(uid, responses):
-        total += nbytes(row["multi_modal_inputs"]) + nbytes(row.get("mm_processor_output"))
+    rows = agent_loops.read_rows(uid, responses)
+    pixels = sum(_nbytes(row["multi_modal_inputs"]) + _nbytes(row.get("mm_processor_output")) for row in rows)
     if uid in (tq.kv_list(PARTITION) or {}).get(PARTITION, {}):
         shared = tq.kv_batch_get(keys=[uid], partition_id=PARTITION)
-        total += sum(nbytes(shared[name].unbind()[0]) for name in shared.keys())
-    return total
+        pixels += sum(_nbytes(shared[name].unbind()[0]) for name in shared.keys())
+    return {
+        "pixel_bytes": pixels,
+        "row_bytes": sum(map(_nbytes, rows[0].values())),
+        "row_bytes_for_shaping": sum(_nbytes(rows[0][name]) for name in FIELDS if name in rows[0]),
+    }
+
+
+def _nbytes(value: Any) -> int:
+    """Size of a row's value: tensors as they are, shared inputs without what they share, the rest pickled."""
+    import pickle
+
+    import torch
+
+    from verl_care.workers.shared_inputs import SharedInputs
+
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, SharedInputs):
+        return sum(map(_nbytes, value._small.values()))
+    if isinstance(value, dict):
+        return sum(map(_nbytes, value.values()))
+    if isinstance(value, list):
+        return sum(map(_nbytes, value))
+    return len(pickle.dumps(value))
 
 
 def _clear(uid: str, responses: int) -> None:

@@ -24,6 +24,7 @@ from verl_care.data.shuffle import (
     SHUFFLED_TOKENS_FIELD,
     shuffle_videos,
 )
+from verl_care.shaping.annealing import ANNEALING_COLUMN
 from verl_care.shaping.siri import MAX_TOKENS_COLUMN
 from verl_care.workers.prompt_media import CURRENT, Frames, PackedVideos, Prepared, PromptMedia, row_inputs
 from verl_care.workers.shared_inputs import LARGE, SharedInputs, store
@@ -59,6 +60,8 @@ class CareAgentLoop(SingleTurnAgentLoop):
         if kwargs.get(MAX_TOKENS_COLUMN):
             # By this name each of verl's rollout servers knows it.
             sampling_params = {**sampling_params, "max_new_tokens": int(kwargs[MAX_TOKENS_COLUMN])}
+        if kwargs.get(ANNEALING_COLUMN):
+            sampling_params = {**sampling_params, "extra_args": {ANNEALING_COLUMN: dict(kwargs[ANNEALING_COLUMN])}}
         shuffled_params = dict(sampling_params)
         if seed is not None:
             identity = (
@@ -81,7 +84,7 @@ class CareAgentLoop(SingleTurnAgentLoop):
         }
         self._row, self._seed = kwargs, int(seed or 0)
         if CURRENT.get() is not None:
-            self.server_manager = _ByReference(self.server_manager)
+            self.server_manager: Any = _ByReference(self.server_manager)
         if int(kwargs.get("session_id", 0)) < int(kwargs.get(SHUFFLED_RESPONSES_COLUMN) or 0):
             # verl makes a loop for every session, so that the stand-in is this session's alone.
             self.server_manager = _TwoAnswers(self, shuffled_params, fields)
@@ -189,7 +192,7 @@ class _TwoAnswers:
 
     async def generate(self, *, video_data: Any = None, **request: Any) -> TokenOutput:
         if isinstance(video_data, Frames):
-            shuffled_data = None if video_data.shuffled is None else Frames(video_data.shuffled)
+            shuffled_data: Any = None if video_data.shuffled is None else Frames(video_data.shuffled)
         else:
             shuffled_data = self._loop._shuffle(video_data)
         if shuffled_data is None:
