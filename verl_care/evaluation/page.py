@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NOT_DISTINGUISHABLE = "not distinguishable"
+from verl_care.evaluation.scores import INDISTINGUISHABLE
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -39,7 +39,7 @@ def _reduction(entry: Mapping[str, Any]) -> str:
     if "reason" in entry:
         return entry["reason"]
     text = f"{100 * entry['value']:.1f} % ({_interval(entry)})"
-    return text if entry["verdict"] != NOT_DISTINGUISHABLE else f"{text}, {NOT_DISTINGUISHABLE}"
+    return text if entry["verdict"] != INDISTINGUISHABLE else f"{text}, {INDISTINGUISHABLE}"
 
 
 HEADS = ("benchmark", "metric", "N", "strict", "95 %", "lenient", "official")

@@ -20,7 +20,7 @@ from typing import Any
 from verl_care.evaluation.items import Item
 from verl_care.evaluation.statistics import Unit, group_mean
 from verl_care.rewards.parsing import read_ground_truth
-from verl_care.rewards.scorer import GROUNDED_QA, GROUNDING, compute_score, score_answer
+from verl_care.rewards.scorer import compute_score, score_answer
 
 STRICT, LENIENT, OFFICIAL = "strict", "lenient", "official"
 READINGS = (STRICT, LENIENT, OFFICIAL)
@@ -128,11 +128,6 @@ def share_at_least(scored: Sequence[Scored], reading: str, part: str, threshold:
     """Share of the items that have a part of which it is at least ``threshold``; NaN where none has."""
     values = [entry.values[reading][part] for entry in scored if part in entry.values[reading]]
     return sum(value >= threshold for value in values) / len(values) if values else math.nan
-
-
-def is_grounded(item: Item) -> bool:
-    """Whether an item asks when."""
-    return item.problem_type in (GROUNDING, GROUNDED_QA)
 
 
 def info_text(item: Item, name: str) -> str:
