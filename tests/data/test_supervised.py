@@ -59,6 +59,14 @@ def test_a_file_is_checked_to_its_last_record(tmp_path):
         check_supervised_file(str(path))
 
 
+def test_what_would_be_fetched_is_refused(tmp_path):
+    path = tmp_path / "cot.parquet"
+    pq.write_table(pa.Table.from_pylist([row(videos=[{"video": "http://example.org/0.mp4"}])]), path)
+    with pytest.raises(RecordError, match="record 0: media: http://example.org/0.mp4 is not on this machine"):
+        check_supervised_file(str(path), check_media=True)
+    assert check_supervised_file(str(path)) == 1
+
+
 def test_no_parquet_and_no_records_are_errors(tmp_path):
     path = tmp_path / "cot.parquet"
     path.write_text(json.dumps(row()))

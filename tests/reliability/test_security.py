@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import verl_care
+from verl_care.data.preflight import QUIET, Preflight
 from verl_care.data.records import RecordError, check_rows, to_row
 from verl_care.data.video import VideoError, read_video
 from verl_care.report.page import main as make_report
@@ -185,6 +186,21 @@ def test_the_watch_sees_a_look_at_another_machine(tmp_path):
         "from verl_care.cli import main\nmain()", "import socket; socket.getaddrinfo('example.org', 80)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 7
+
+
+def test_a_run_does_not_report_its_use_unless_asked_to(monkeypatch):
+    for name in QUIET:
+        # Set first, so that what the callback sets is taken back.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Preflight, "checks", ())
+    Preflight().on_run_start(None)
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    assert not usage_stats_enabled()
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    Preflight().on_run_start(None)
+    assert usage_stats_enabled()
 
 
 # ---------------------------------------------------------------- a page in a browser

@@ -2,10 +2,10 @@
 
 Set by ``data.custom_cls.path=pkg://verl_care.data.dataset``, ``name=CareDataset``. Keys of its own in the ``data``
 node: ``data.care.make_command`` (what makes the data files; for the error when they are missing) and
-``data.care.make_commands`` (the same by name of ``data.care.val_sets``), ``data.care.check_media`` (whether every medium
-must be a file on this machine that is there; default true), ``data.care.video`` and ``data.care.image`` (how media are
-sampled that do not say so themselves), ``data.care.test_video`` (the same by data source for the videos of test sets),
-``data.care_video.cache_dir`` (folder that keeps decoded frames for later epochs; default none) and
+``data.care.make_commands`` (the same by name of ``data.care.val_sets``), ``data.care.check_media`` (whether every
+medium must be a file on this machine that is there; default true), ``data.care.video`` and ``data.care.image`` (how
+media are sampled that do not say so themselves), ``data.care.test_video`` (the same by data source for the videos of
+test sets), ``data.care_video.cache_dir`` (folder that keeps decoded frames for later epochs; default none) and
 ``data.care_video.cache_gib`` (its size; default 100).
 """
 

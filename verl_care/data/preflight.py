@@ -173,12 +173,19 @@ def check_supervised_run(config: DictConfig) -> None:
     _check_model(config, "model.path")
 
 
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+"""Ray, vLLM and Hugging Face's hub report their use over the network unless these say otherwise; what the user has set
+stays."""
+
+
 class Preflight(Callback):
-    """Runs its checks before the job; a mistake ends the process with its line and status 1."""
+    """Runs its checks before the job; a mistake ends the process with its line and status 1. Sets ``QUIET``."""
 
     checks: tuple[Callable[[DictConfig], None], ...] = (check_hook, check_run, check_test_sets, check_leakage)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         try:
             for check in self.checks:
                 check(config)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from verl_care.data.records import DataError, Record, RecordError, check_record
+from verl_care.data.records import DataError, Record, RecordError, check_record, remote_media
 from verl_care.rewards.parsing import find_answer
 
 _CHECKED_AT_ONCE = 1024
@@ -48,7 +48,7 @@ def check_supervised_file(path: str, check_media: bool = False) -> int:
 
     Args:
         path: local file.
-        check_media: also checks that local media files exist.
+        check_media: also checks that all media are files on this machine, and are there.
 
     Returns:
         Number of records.
@@ -67,6 +67,13 @@ def check_supervised_file(path: str, check_media: bool = False) -> int:
                 for row in batch.to_pylist():
                     where = f"{path}, record {number}"
                     record = check_supervised(row, where)
+                    for media in remote_media(row) if check_media else ():
+                        raise RecordError.at(
+                            where,
+                            "media",
+                            f"{media} is not on this machine",
+                            "fetch it, or set data.care.check_media=false",
+                        )
                     for media in record.files if check_media else ():
                         if not os.path.exists(media):
                             raise RecordError.at(where, "media", f"no such file: {media}", "fetch it or drop it")
