@@ -119,8 +119,9 @@ class CareConfig:
     """``joint``: correctness and effort are added and normalised together, as published; ``decoupled``: the score is
     normalised by its own deviation in the group, and the effort, less its group mean, is divided by ``effort_std``: a
     group that is all right then does not turn the last digit of its efforts into full-size advantages."""
-    effort_std: float = 0.1
-    """Divisor of the effort with ``advantage: decoupled``; 0.5 is the deviation of a half-right group's accuracy."""
+    effort_std: float = 0.05
+    """Divisor of the effort with ``advantage: decoupled``. 0.5, the deviation of a half-right group's accuracy, weighs an
+    effort as joint normalisation does in such a group; the default was chosen in the simulator (docs/study.md)."""
     statistics: str = "batch"
     """Where mean correct length and quantile are taken: ``batch`` or ``group`` (one prompt, as published)."""
     ema_per: str = "step"
@@ -417,6 +418,34 @@ class FavchatConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnnealingConfig:
+    """Exploratory annealed decoding (arXiv 2510.05251; yangalan123/ead_rlvr); constants of its scripts."""
+
+    enabled: bool = False
+    """Samples training responses at a temperature that falls from token to token."""
+    tau_max: float = 1.2
+    """Temperature at the beginning, a multiple of ``rollout.temperature``."""
+    tau_min: float = 0.1
+    """Lowest temperature."""
+    decay: float = 50.0
+    """How slowly it falls at the first step, in units of 20 tokens."""
+    decay_growth: float = 5.0
+    """What a step adds to ``decay``, since responses grow longer in training."""
+    decay_max: float = 40000.0
+    """Largest ``decay``."""
+    warm_up: int = 10
+    """First tokens, those of a template, which are sampled at ``rollout.temperature``."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 < self.tau_min <= self.tau_max, "tau_min", self.tau_min, f"a number in (0, tau_max={self.tau_max}]"
+        )
+        _require(0.0 < self.decay <= self.decay_max, "decay", self.decay, f"a number in (0, {self.decay_max}]")
+        _require(self.decay_growth >= 0, "decay_growth", self.decay_growth, "a number >= 0")
+        _require(self.warm_up >= 0, "warm_up", self.warm_up, "an integer >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BapoConfig:
     """BAPO's adaptive clip bounds (arXiv 2510.18927); constants are the paper's."""
 
@@ -528,6 +557,7 @@ class Config:
     siri: SiriConfig = field(default_factory=SiriConfig)
     favchat: FavchatConfig = field(default_factory=FavchatConfig)
     bapo: BapoConfig = field(default_factory=BapoConfig)
+    annealing: AnnealingConfig = field(default_factory=AnnealingConfig)
     selected_tokens: SelectedTokensConfig = field(default_factory=SelectedTokensConfig)
     scoring: str = "strict"
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""

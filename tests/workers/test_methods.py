@@ -1,4 +1,4 @@
-"""SIRI's budget and FaVChat's lifecycles between verl's data loader, agent loop, rewards and checkpoints."""
+"""SIRI, annealed decoding, FaVChat's lifecycles and BAPO between verl's loader, agent loop, rewards and workers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils.dataset.rl_dataset import collate_fn
 
+from verl_care.shaping.annealing import ANNEALING_COLUMN
 from verl_care.shaping.lifecycle import Lifecycle, PromptLife
 from verl_care.shaping.siri import MAX_TOKENS_COLUMN
 from verl_care.testing import build_config, build_trainer, make_group, put_rows, run_update
@@ -225,3 +226,52 @@ def test_bapo_without_a_second_update_is_a_warning(transfer_queue, tmp_path, cap
     with caplog.at_level("WARNING", logger="verl_care.workers.actor_workers"):
         workers_of(tmp_path, BAPO[0], f"actor_rollout_ref.actor.ppo_epochs={epochs}")
     assert ("no effect" in caplog.text) == warned
+
+
+ANNEALING = ["care.annealing.enabled=true", "actor_rollout_ref.rollout.agent.default_agent_loop=care_agent"]
+RAW = "actor_rollout_ref.rollout.logprobs_mode=raw_logprobs"
+
+
+def test_a_schedule_goes_from_the_trainer_through_the_row_to_the_request(transfer_queue, tmp_path, monkeypatch):
+    trainer = load(make_trainer(tmp_path, *ANNEALING, RAW))
+    trainer.global_steps = 3
+    column = trainer._next_train_batch().get(ANNEALING_COLUMN)[0]
+    column = getattr(column, "data", column)
+    assert column == {"tau_max": 1.2, "tau_min": 0.1, "decay_tokens": 1200.0, "warm_up": 10.0}
+    seen = []
+
+    async def run(self, sampling_params, priority=0, **kwargs):
+        seen.append(sampling_params)
+        return AgentLoopOutput(prompt_ids=[1], response_ids=[2], response_mask=[1], num_turns=2, metrics={})
+
+    monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
+    loop = object.__new__(CareAgentLoop)
+    loop.rollout_config = SimpleNamespace(get=lambda name: {})
+    loop.server_manager = None
+    row = {"data_source": "toy", "index": 0, "session_id": 0, "global_steps": 3}
+    asyncio.run(loop.run({"temperature": 1.0}, **row, **{ANNEALING_COLUMN: column}))
+    asyncio.run(loop.run({"temperature": 1.0}, **row))
+    assert seen == [{"temperature": 1.0, "extra_args": {ANNEALING_COLUMN: column}}, {"temperature": 1.0}]
+
+
+def test_vllm_gets_the_logits_processor_beside_others(transfer_queue, tmp_path):
+    other = "+actor_rollout_ref.rollout.engine_kwargs.vllm.logits_processors=[other:Processor]"
+    trainer = make_trainer(tmp_path, *ANNEALING, RAW, other)
+    assert list(trainer.config.actor_rollout_ref.rollout.engine_kwargs.vllm.logits_processors) == [
+        "other:Processor",
+        "verl_care.workers.vllm_annealing:AnnealedTemperature",
+    ]
+    assert "logits_processors" not in make_trainer(tmp_path).config.actor_rollout_ref.rollout.engine_kwargs.vllm
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ([ANNEALING[0]], "default_agent_loop=care_agent"),
+        ([*ANNEALING, RAW, "actor_rollout_ref.rollout.name=sglang"], "expected vllm or hf"),
+        ([*ANNEALING, "actor_rollout_ref.rollout.logprobs_mode=processed_logprobs"], "raw_logprobs"),
+    ],
+)
+def test_what_does_not_go_with_annealing_ends_the_start(transfer_queue, tmp_path, overrides, match):
+    with pytest.raises(ValueError, match=match):
+        make_trainer(tmp_path, *overrides)

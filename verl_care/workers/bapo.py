@@ -59,7 +59,8 @@ class BapoTrainingWorker(TrainingWorker):
         tu.assign_non_tensor(inputs, calculate_entropy=False)
         output = self.engine.infer_batch(inputs)
         bounds_config = self.bapo
-        parts = contributions(*([torch.zeros(0)] * 3), torch.zeros(0, dtype=torch.bool), bounds_config)
+        nothing = torch.zeros(0)
+        parts = contributions(nothing, nothing, nothing, nothing.bool(), bounds_config)
         if self.engine.is_mp_src_rank_with_outputs():
             mask = data["response_mask"]
             log_prob = response_from_nested(output["model_output"]["log_probs"], mask).values().cpu()

@@ -171,7 +171,7 @@ class TokenSelectionMixin(PPOTrainer):
         requests: dict[str, dict[str, Any]] = {
             "visual": {"kind": "visual", "placeholder_ids": placeholders, "tokens": placeholders},
         }
-        patches = getattr(self.processor, "video_processor", None)
+        patches: Any = getattr(self.processor, "video_processor", None)
         if "temporal" in config.signals and (video is None or patches is None):
             raise ValueError(
                 f"care.video_ktr.signals: {type(self.processor).__name__} has no videos, so no temporal signal; leave "
@@ -221,7 +221,8 @@ class TokenSelectionMixin(PPOTrainer):
         groups: dict[str, int] = {}
         names = [key.rsplit("_", 2) for key in batch.keys]
         group = torch.tensor([groups.setdefault(uid, len(groups)) for uid, *_ in names])
-        selected, by_signal = scores.valid.clone(), {}
+        selected = scores.valid.clone()
+        by_signal: dict[str, Tensor] = {}
         if "video_ktr" in self.care_config.token_selections:
             chosen = ts.select_tokens(
                 scores.signal, scores.has, scores.valid, group, self.care_config.video_ktr, self._identities(batch)

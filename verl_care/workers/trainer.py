@@ -41,7 +41,7 @@ from verl_care.workers.batch import (
     read_rollouts,
     spread_advantage,
 )
-from verl_care.workers.length_budget import LengthBudgetMixin
+from verl_care.workers.length_budget import LengthBudgetMixin, prepare_rollout
 from verl_care.workers.prompt_lifecycle import PromptLifecycleMixin
 from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
@@ -88,6 +88,7 @@ class CareTrainerMixin(ValidationMixin):
         self.shaper: Rule | None = manager.build_shaper(self.care_config) if is_ours else None
         self.shaper_state: Any = self.shaper.initial_state() if self.shaper is not None else NoState()
         self.num_shuffled_responses = self._count_shuffled_responses()
+        prepare_rollout(self.care_config, self.config)
         check_loss_mode(self.care_config, self.config.actor_rollout_ref.actor.loss_agg_mode)
         self._filtered_in_advance: Mapping[float, int] = {}
         self._prompts_an_update = self.config.data.train_batch_size // self.parameter_sync_step

@@ -4,10 +4,12 @@ Knows nothing of verl or Ray: a batch of requests with ready position ids goes i
 out. A row's tokens depend on its own prompt, sampling settings and seed, not on the rows it shares the batch with.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
+from verl_care.shaping.annealing import temperature_factor
 
 # The processor's outputs that the model's forward reads; rows are stacked along the first axis.
 MODEL_INPUTS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
@@ -36,6 +38,8 @@ class Sampling:
     """Seed of the row's draws; None takes a fresh one."""
     first_draw: int = 0
     """Index of the row's first draw in the seed's stream, above 0 when a response is continued."""
+    annealing: Mapping[str, float] | None = None
+    """Schedule by which the temperature falls along the response, see `verl_care.shaping.annealing`."""
     ignore_eos: bool = False
     """Go on to `max_tokens` whatever is sampled."""
     stop_token_ids: tuple[int, ...] = ()
@@ -117,6 +121,7 @@ def pick_tokens(
     samplings: Sequence[Sampling],
     banned_ids: Collection[int] = (),
     penalty: torch.Tensor | None = None,
+    factor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose one token a row by inverting the cumulative distribution at the row's draw.
 
@@ -126,6 +131,7 @@ def pick_tokens(
         samplings: N settings.
         banned_ids: tokens that no row may take.
         penalty: (N, V), see `penalties`; it moves the choice, not the log-probabilities.
+        factor: (N,), multiplies the temperature of the choice, not that of the log-probabilities.
 
     Returns:
         Tokens (N,) int64 and their log-probabilities (N,) float32, as `Completion.log_probs` defines them.
@@ -134,6 +140,8 @@ def pick_tokens(
     scaled_NV = logits.float() / temperature[:, None]
 
     allowed_NV = scaled_NV.clone() if penalty is None else (logits.float() - penalty) / temperature[:, None]
+    if factor is not None:
+        allowed_NV /= factor[:, None]
     if banned_ids:
         allowed_NV[:, torch.tensor(sorted(banned_ids))] = -torch.inf
     greedy_N = allowed_NV.argmax(dim=-1)
@@ -156,6 +164,10 @@ def pick_tokens(
     # and the two should not differ by more than that.
     log_probs_NV = scaled_NV.double().log_softmax(dim=-1)
     return token_N, log_probs_NV.gather(-1, token_N[:, None]).squeeze(-1).float()
+
+
+def _annealed(sampling: Sampling, num_tokens: int) -> float:
+    return 1.0 if sampling.annealing is None else temperature_factor(num_tokens, sampling.annealing)
 
 
 @torch.inference_mode()
@@ -207,7 +219,10 @@ def generate(
             ]
         )
         penalty = penalties([tokens[i] for i in slots], [samplings[i] for i in slots], logits_NV.shape[-1])
-        token_N, log_prob_N = pick_tokens(logits_NV, draw, [samplings[i] for i in slots], banned_ids, penalty)
+        factor = None
+        if any(sampling.annealing is not None for sampling in samplings):
+            factor = torch.tensor([_annealed(samplings[i], len(tokens[i])) for i in slots])
+        token_N, log_prob_N = pick_tokens(logits_NV, draw, [samplings[i] for i in slots], banned_ids, penalty, factor)
         for row, i in enumerate(slots):
             if not running[row]:
                 continue

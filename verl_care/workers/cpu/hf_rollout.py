@@ -28,6 +28,7 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
+from verl_care.shaping.annealing import ANNEALING_COLUMN
 from verl_care.workers.cpu.generation import MODEL_INPUTS, Completion, Request, Sampling, generate
 from verl_care.workers.positions import SECONDS, positions_of_process, use_seconds
 
@@ -64,6 +65,7 @@ def parse_sampling_params(params: dict[str, Any], *, prompt_length: int, config:
         "seed": params.pop("seed", None),
         "ignore_eos": bool(params.pop("ignore_eos", config.ignore_eos)),
         "stop_token_ids": tuple(params.pop("stop_token_ids", None) or ()),
+        "annealing": (params.pop("extra_args", None) or {}).get(ANNEALING_COLUMN),
     }
     if params:
         raise ValueError(
