@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
-from verl_care.config import load_config
+from verl_care.cli import app
+from verl_care.config import CareConfig, load_config
 from verl_care.shaping.care import shape
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -18,10 +23,23 @@ FP32_AGREEMENT = 1e-6
 
 
 @pytest.fixture(scope="session")
-def whole(main_ppo, tmp_path_factory):
-    """Four steps in one go, checkpoints at 2 and 4."""
+def whole(main_ppo, assets, tmp_path_factory):
+    """Four steps in one go, checkpoints and validations at 2 and 4, a test set beside the development split."""
     folder = tmp_path_factory.mktemp("whole")
-    return main_ppo(folder, "trainer.total_training_steps=4", "trainer.save_freq=2", "trainer.test_freq=4")
+    rows = pq.read_table(assets.folder / "val.parquet").to_pylist()
+    test = [
+        {**row, "data_source": "mvbench", "extra_info": {**row["extra_info"], "split": "test"}}
+        for row in rows
+        if row["data_source"] == "care_demo"
+    ]
+    pq.write_table(pa.Table.from_pylist(test), folder / "test.parquet")
+    return main_ppo(
+        folder,
+        "trainer.total_training_steps=4",
+        "trainer.save_freq=2",
+        "trainer.test_freq=2",
+        f"+data.care.val_sets.mvbench={folder}/test.parquet",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +91,14 @@ def read_state(folder: Path, step: int) -> dict:
     return json.loads((folder / f"global_step_{step}" / "care_state.json").read_text())["state"]
 
 
+def constants_of(run):
+    """CARE's constants in the config that the run composed, with the recipe's own."""
+    return load_config(OmegaConf.load(run.folder / "hydra" / ".hydra" / "config.yaml").care).shaping
+
+
 def replay(run, last: int) -> float:
     """Competence after the steps 1 … last, from the accuracies and lengths of the rollout log alone."""
-    # The config that the run composed, with the recipe's own constants.
-    config = load_config(OmegaConf.load(run.folder / "hydra" / ".hydra" / "config.yaml").care).shaping
+    config = constants_of(run)
     competence = config.initial_competence
     for step in range(1, last + 1):
         rows = run.rollouts(step)
@@ -125,6 +147,21 @@ def test_weights_change_and_reach_the_rollout(whole):
 def test_validation_reports_accuracy_by_source(whole):
     assert 0 <= whole.steps[4]["val-core/care_demo/acc/mean@1"] <= 1
     assert "val-core/care_demo_swapped/acc/mean@1" in whole.steps[4]
+
+
+def test_a_test_set_is_read_at_the_last_step_alone(whole):
+    assert not any("mvbench" in key for key in whole.steps[2])
+    assert 0 <= whole.steps[4]["val-core/mvbench/acc/mean@1"] <= 1
+    assert whole.steps[4]["care/test_sets/readings"] == 1
+    # The development split, at both.
+    for step in (2, 4):
+        assert "val-core/care_demo/acc/mean@1" in whole.steps[step]
+
+
+def test_validation_reports_response_lengths_beside_accuracy(whole):
+    for source in ("care_demo", "care_demo_swapped", "mvbench"):
+        length = whole.steps[4][f"val-core/{source}/response_length/mean@1"]
+        assert 1 <= length <= 40
 
 
 def test_half_of_the_sessions_of_each_video_answer_on_shuffled_frames_too(whole, assets):
@@ -225,3 +262,39 @@ def test_agreement_tells_old_weights_from_new(asynchronous):
         agreement[age].append(metrics["training/rollout_probs_diff_max"])
     assert max(agreement["fresh"]) < FP32_AGREEMENT
     assert min(agreement["stale"]) > 1e-3
+
+
+def test_the_analysis_commands_read_the_run(whole, tmp_path):
+    """replay, report, calibrate and simulate on what a run leaves behind."""
+    published, own = asdict(CareConfig()), asdict(constants_of(whole))
+    constants = ",".join(f"{name}={value}" for name, value in own.items() if value != published[name])
+    logged, care, alp = call(
+        "replay", whole.folder, "--rule", "logged", "--rule", f"care:{constants}", "--rule", "alp:beta=1e-3"
+    )["rules"]
+    assert alp["totals"]["bonus_right"] < 0
+    for row, expected in zip(care["series"], logged["series"], strict=True):
+        # What the run was given is what the rule gives on its rollouts.
+        assert row["bonus"] == pytest.approx(expected["bonus"], abs=1e-5)
+        assert row["care/competence"] == pytest.approx(whole.steps[int(row["step"])]["care/competence"], abs=1e-6)
+
+    call("report", whole.folder, "--out", tmp_path / "report")
+    [page] = (tmp_path / "report").glob("*.html")
+    assert whole.folder.name in page.read_text() and list((tmp_path / "report").rglob("*.png"))
+
+    rows = whole.rollouts(1)
+    num_prompts = len({row["uid"] for row in rows})
+    found = call("calibrate", "--from-run", whole.folder, "--prompts", num_prompts, "--steps", 50)
+    assert found["prompts"] == num_prompts
+    assert found["pass_rate"] == pytest.approx(sum(row["acc"] for row in rows) / len(rows), abs=1e-6)
+
+    simulated = call("simulate", "--like", whole.folder, "--rule", "care", "--seeds", 1, "--workers", 1,
+                     "--no-sensitivity", "--set", "num_steps=5")  # fmt: skip
+    lengths = [row["length"] for step in whole.steps for row in whole.rollouts(step)]
+    assert simulated["model"]["initial_length"] == pytest.approx(sum(lengths) / len(lengths), rel=1e-4)
+
+
+def call(*arguments):
+    """What a command of ``verl-care`` prints as JSON."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)

@@ -381,7 +381,7 @@ def test_only_the_decoupled_form_gives_advantages_of_its_own():
     assert joint.advantage is None
     torch.testing.assert_close(decoupled.bonus, joint.bonus)
     half = float(joint.bonus[1] - joint.bonus[0]) / 2
-    torch.testing.assert_close(decoupled.advantage, torch.tensor([-half, half]) / 0.1)
+    torch.testing.assert_close(decoupled.advantage, torch.tensor([-half, half]) / 0.05)
 
 
 def test_the_clock_switches_at_its_step_whatever_the_competence():
