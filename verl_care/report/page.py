@@ -305,7 +305,7 @@ TEMPLATE = """<!DOCTYPE html>
 <style>
   :root { color-scheme: light; }
   body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
-         max-width: 76rem; }
+         max-width: 76rem; overflow-wrap: anywhere; }
   h1 { font-size: 1.4rem; margin: 0 0 .5rem; }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; font-size: .9rem; }
