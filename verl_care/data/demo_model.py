@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 
 _WORD = re.compile(r"[A-Za-z]+|[0-9]+|\n|[^\sA-Za-z0-9]")
 
-MEAN_THOUGHTS = 8.0
+MEAN_THOUGHTS = 6.0
 """Mean number of words between the think tags after the warm start."""
 MAX_THOUGHTS = 24
 
@@ -300,11 +300,14 @@ def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) 
 
 def token_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Log-probability of every token after the first, (B, T-1), and the response mask moved alike."""
-    inputs = {key: value for key, value in batch.items() if key != "response_mask"}
-    logits = model(**inputs, use_cache=False).logits
-    targets = batch["input_ids"][:, 1:]
-    logprobs = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, targets[..., None])[..., 0]
+    logprobs = _all_logprobs(model, batch).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
     return logprobs, batch["response_mask"][:, 1:]
+
+
+def _all_logprobs(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Log-probabilities of every word in the place of every token after the first, (B, T-1, V)."""
+    inputs = {key: value for key, value in batch.items() if key != "response_mask"}
+    return torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), dim=-1)
 
 
 def response_ids(tokenizer: Any, text: str) -> Tensor:
@@ -429,6 +432,9 @@ def train_answers(
 ) -> None:
     """Supervised training on drawn responses.
 
+    With noise, the loss of an answer's first word is its mean over all answers that might have been drawn, in place of
+    the one that was: drawn ones would wash out what was learned about clips.
+
     Args:
         model: trained in place.
         tokenizer: its tokenizer.
@@ -439,20 +445,35 @@ def train_answers(
             `1 - noise + noise / k` for k possible answers.
         mean_thoughts: mean number of words between the think tags.
         peak_lr: highest learning rate of a one-cycle schedule.
-        batch_size: prompts a step.
+        batch_size: prompts a step, of each kind as many on average.
         answer_weight: weight of the answer's tokens against the mean over all tokens.
         on_step: called after each step.
     """
     rng = random.Random(seed)
+    kinds = sorted({prompt.kind for prompt in prompts})
+    by_kind = {kind: [prompt for prompt in prompts if prompt.kind == kind] for kind in kinds}
+    first_words = {
+        kind: {answer: tokenizer(answer)["input_ids"][0] for answer in demo_clips.answers_of(kind)} for kind in kinds
+    }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
-        part = rng.sample(list(prompts), min(batch_size, len(prompts)))
+        part = [rng.choice(by_kind[rng.choice(kinds)]) for _ in range(batch_size)]
         texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
         responses = [response_ids(tokenizer, text) for text in texts]
-        logprobs, mask = token_logprobs(model, collate(model, part, responses))
+        batch = collate(model, part, responses)
+        mask, everything = batch["response_mask"][:, 1:], _all_logprobs(model, batch)
+        logprobs = everything.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
         answering = _after_answer_tag(tokenizer, part, responses, mask)
+        if noise > 0:
+            places = answering.argmax(1)
+            expected = []
+            for prompt, row, place in zip(part, everything, places, strict=True):
+                words = first_words[prompt.kind]
+                drawn = row[place, list(words.values())].mean()
+                expected.append((1 - noise) * row[place, words[prompt.truth]] + noise * drawn)
+            logprobs = logprobs.scatter(1, places[:, None], torch.stack(expected)[:, None])
         loss = -(logprobs * mask).sum() / mask.sum() - answer_weight * (logprobs * answering).sum() / answering.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -469,8 +490,8 @@ class WarmStart:
 
     align_steps: int = 150
     answer_steps: int = 260
-    soften_steps: int = 60
-    noise: float = 0.65
+    soften_steps: int = 40
+    noise: float = 0.5
     """Share of answers drawn at random in the last part."""
 
     @property
@@ -490,8 +511,8 @@ def warm_start(
 ) -> None:
     """Vision first, then right answers, then answers of which a share is drawn at random.
 
-    The last part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
-    full length, which the second part leaves out to be quick.
+    The last part keeps what was learned about clips and makes the policy unsure. The second part shows it longer think
+    blocks than the last leaves it with: answers after long ones are then no worse than after short ones.
 
     Args:
         model: trained in place.
@@ -507,7 +528,7 @@ def warm_start(
     model.model.visual.requires_grad_(False)
     common: dict[str, Any] = {"seed": seed, "batch_size": 24, "on_step": on_step}
     train_answers(
-        model, tokenizer, prompts, steps=plan.answer_steps, noise=0.0, mean_thoughts=2.0, peak_lr=2e-3, **common
+        model, tokenizer, prompts, steps=plan.answer_steps, noise=0.0, mean_thoughts=14.0, peak_lr=2e-3, **common
     )
     train_answers(
         model,
