@@ -138,7 +138,7 @@ def passes(trainer):
 
 
 def test_passes_run_on_the_rows_that_have_the_medium(partition, tmp_path):
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, "care.video_ktr.seed=5")
     update(trainer, partition)
     visual, temporal = passes(trainer)
     assert sorted(visual.keys) == sorted(temporal.keys) == ["a_0_0", "a_1_0", "a_2_0", "a_3_0"]
@@ -150,7 +150,7 @@ def test_passes_run_on_the_rows_that_have_the_medium(partition, tmp_path):
         "kind": "temporal",
         "temporal_patch_size": 2,
         "patch_size": 14,
-        "seed": 0,
+        "seed": 5,
         "step": 1,
     }
     assert visual.extra_info["temperature"] == 1.0 and visual.extra_info["compute_loss"] is False
@@ -242,6 +242,18 @@ def test_the_random_control_has_the_same_count_and_repeats(partition, tmp_path):
     assert all(masks[0][key].sum() == masks[1][key].sum() for key in masks[0])
     assert any(not torch.equal(masks[0][key], masks[1][key]) for key in masks[0])
     assert all(torch.equal(masks[1][key], masks[2][key]) for key in masks[0])
+
+
+def test_in_bypass_mode_the_actor_s_own_pass_is_added(partition, tmp_path):
+    trainer = make_trainer(tmp_path, "algorithm.rollout_correction.bypass_mode=true")
+    out = update(trainer, partition)
+    # verl took the rollout engine's log-probabilities, and made no pass for them.
+    old = read_rows(out.batch, "old_log_probs", "rollout_log_probs")
+    assert all(torch.equal(row["old_log_probs"], row["rollout_log_probs"]) for row in old.values())
+    names = [name for name, _ in trainer.actor_rollout_wg.calls]
+    assert names.count("compute_log_prob") == 1 and names.count("compute_counterfactual_log_prob") == 2
+    share = out.metrics["care/tokens/entropy_share"]
+    assert share == pytest.approx(sum(-(-n // 5) for n in (10, 25, 7, 15, 20, 5, 30)) / 112)
 
 
 @pytest.mark.parametrize(

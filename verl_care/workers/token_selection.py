@@ -98,6 +98,7 @@ class TokenSelectionMixin(PPOTrainer):
             # verl's own switch; the pass below gives it beside log-probabilities and entropies.
             batch.extra_info["calculate_sum_pi_squared"] = True
         batch = super()._compute_old_log_prob(batch, metrics)
+        batch.extra_info.pop("calculate_sum_pi_squared", None)
         if self.selects_tokens:
             with marked_timer("care_token_scores", self.timing_raw):
                 self.token_scores = self._score_tokens(batch)
