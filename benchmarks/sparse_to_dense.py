@@ -139,9 +139,9 @@ def reached(run: dict[str, Any]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--clips", type=int, default=60, help="for training")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--clips", type=int, default=48, help="for training")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--questions", type=int, default=24)
     args = parser.parse_args()
     torch.set_num_threads(1)
     # Standard output is for the one JSON line.
