@@ -43,4 +43,4 @@ def register(module: ModuleType) -> None:
         chosen = initialize_global_process_group if get_device_name() == "cpu" else original
         return chosen(timeout_second)
 
-    module.initialize_global_process_group = initialize
+    module.initialize_global_process_group = initialize  # type: ignore[attr-defined]
