@@ -100,7 +100,7 @@ def test_a_budget_is_shared_among_sources(taught, data, uninterrupted):
     assert sorted(key.partition("/")[0] for key in outcome.selection.kept) == ["first"] * 2 + ["second"] * 2
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_killed_selection_resumes_to_the_subset_of_an_uninterrupted_one(taught, data, uninterrupted, tmp_path):
     arguments = [str(data), "--model", str(taught.model), "--out", str(tmp_path), "--runs", str(RUNS)]
     arguments += ["--max-tokens", "40", "--max-model-len", "512", "--write-every", "24"]
@@ -129,7 +129,7 @@ def test_a_killed_selection_resumes_to_the_subset_of_an_uninterrupted_one(taught
     assert answers.read_bytes().count(b"\n") == 24 * RUNS
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_copies_in_ray_give_the_same_subset(taught, data, uninterrupted, tmp_path, ray_tmpdir):
     outcome = run_selection(config_of(taught, data, tmp_path, engine={"replicas": 2}))
     assert outcome.selection == uninterrupted[1].selection
