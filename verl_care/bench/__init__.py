@@ -6,6 +6,7 @@ Nothing is imported here that a benchmark of imports would count.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import platform
@@ -20,7 +21,9 @@ def run(name: str, **options: Any) -> int:
     """Run one benchmark and print its line; the exit status."""
     module = importlib.import_module(f"verl_care.bench.bench_{name}")
     try:
-        result = module.measure(**options)
+        # What verl prints on the way is not part of the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = module.measure(**options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -120,7 +120,7 @@ def _run(
                     spent[child] = sum(psutil.Process(child).cpu_times()[:2])
                 except psutil.Error:
                     continue
-            done = len(re.findall(r"step:\d+ ", log.read_text(errors="replace")))
+            done = len(re.findall(r"(?<![\w/])step:\d+ - ", log.read_text(errors="replace")))
             if done > seen:
                 seen = done
                 marks.append((time.perf_counter(), sum(spent.values())))
