@@ -90,7 +90,15 @@ def test_conversion_notices_an_unknown_key(compose_job):
 
 def test_every_file_belongs_to_a_group_that_is_tried():
     groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
-    assert groups == {"care", "care_dataset", "care_hardware", "care_model", "care_sft_hardware", "care_tokens", "recipe"}
+    assert groups == {
+        "care",
+        "care_dataset",
+        "care_hardware",
+        "care_model",
+        "care_sft_hardware",
+        "care_tokens",
+        "recipe",
+    }
 
 
 def test_base_holds_the_defaults_of_the_typed_config():
