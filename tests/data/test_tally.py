@@ -10,6 +10,7 @@ import pytest
 
 from verl_care.data import demo_model, tally
 from verl_care.data.records import check_record
+from verl_care.data.video import probe
 from verl_care.rewards.scorer import compute_score
 
 
@@ -56,6 +57,8 @@ def test_records_are_sound_and_traces_score(tmp_path):
     assert len({len(record["prompt"][0]["content"]) for record in records}) == len(tally.QUESTIONS)
     for record in records:
         check_record(record, "record")
+        # Events a second apart, as the warm start places them.
+        assert probe(record["videos"][0]["video"]) == (32, pytest.approx(2.0))
         clip = tally.clip_of(record)
         for pairs in (2, 16):
             text = tally.trace(clip, pairs)

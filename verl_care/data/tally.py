@@ -31,6 +31,8 @@ FRAME_SIZE = 28
 """Width and height of a frame in pixels: two frames make one vision token of Qwen2.5-VL."""
 MAX_EVENTS = 16
 FRAMES_PER_EVENT = 2
+CLIP_FPS = 2
+"""One second an event: the warm start places events a second apart, as verl does whatever the clip's speed."""
 MEAN_EVENTS = 6.0
 MIN_EVENTS = 2
 VALUES = {"red": 1, "green": 2, "blue": 3}
@@ -124,7 +126,7 @@ def write_records(folder: Path, split: str, count: int, seed: int) -> list[dict[
     rows = []
     for index in range(count):
         clip, path = draw_clip(rng), folder / f"{split}{index}.mp4"
-        write_mp4(path, render_clip(clip, rng))
+        write_mp4(path, render_clip(clip, rng), fps=CLIP_FPS)
         rows.append(make_record(index, clip, path, split))
     return rows
 
