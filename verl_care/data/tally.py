@@ -312,6 +312,8 @@ class Size:
     warm_steps: int = 150
 
 
+VERSION = 2
+"""Of what a build makes; a folder of another version is built anew."""
 FORCED_PAIRS = (1, 2, 4, 8, 12, 16)
 
 
@@ -334,7 +336,7 @@ def build_folder(
         What the build was made of, and ``accuracy``: of the model on held-out clips at ``FORCED_PAIRS``.
     """
     manifest = folder / "manifest.json"
-    identity = {"seed": seed, **asdict(size)}
+    identity = {"version": VERSION, "seed": seed, **asdict(size)}
     if manifest.exists():
         built = json.loads(manifest.read_text(encoding="utf-8"))
         if {name: built.get(name) for name in identity} == identity:
