@@ -1,5 +1,7 @@
 """Positions of videos: worked by hand, held against verl's own older rule, and switched on and off."""
 
+import importlib.metadata
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -130,3 +132,31 @@ def test_another_word_is_an_error(monkeypatch):
     monkeypatch.setenv(ENV_NAME, "real")
     with pytest.raises(ValueError, match="VERL_CARE_POSITIONS: expected seconds or stock; got 'real'"):
         positions_of_process()
+
+
+@pytest.mark.parametrize("word", ["seconds", "stock"])
+def test_the_hf_engine_goes_by_the_word(monkeypatch, word):
+    from verl_care.workers.cpu.hf_rollout import PromptPreparer
+
+    monkeypatch.setenv(ENV_NAME, word)
+    processor = Qwen2_5_VLProcessor()
+    PromptPreparer(SimpleNamespace(processor=processor, tokenizer=None))
+    assert hasattr(processor, "get_rope_index_kwargs") == (word == "seconds")
+
+
+@pytest.mark.parametrize("word", [None, "stock"])
+def test_vllm_s_entry_point_imports_nothing_where_nobody_asks(monkeypatch, word):
+    from verl_care.workers import vllm_plugin
+
+    monkeypatch.delenv(ENV_NAME, raising=False)
+    if word:
+        monkeypatch.setenv(ENV_NAME, word)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # an import of it would raise
+    vllm_plugin.register()
+
+
+def test_vllm_finds_the_entry_point():
+    from verl_care.workers import vllm_plugin
+
+    [entry] = importlib.metadata.entry_points(group="vllm.general_plugins", name="verl_care_positions")
+    assert entry.load() is vllm_plugin.register
