@@ -112,7 +112,8 @@ class CareAgentLoop(SingleTurnAgentLoop):
         """The prompt's tokens; those of shared media were made with them."""
         prompt = CURRENT.get()
         prepared = None if prompt is None else prompt.prepared
-        if prepared is None or not prepared.holds(images=images, videos=videos) or tools or audios:
+        media = {"images": images, "videos": videos, "audios": audios}
+        if prepared is None or not prepared.holds(media) or tools:
             return await super().ct_build_initial_tokens(messages, tools, images, videos, audios, mm_inputs_out)
         if mm_inputs_out is not None:
             mm_inputs_out.update(prepared.features)

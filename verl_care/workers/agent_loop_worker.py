@@ -49,8 +49,7 @@ class CareAgentLoopWorker(_AgentLoopWorkerTQ):
 
     def _compute_multi_modal_inputs(self, output: Any, input_ids: Tensor) -> Any:
         prepared = _prepared()
-        data = output.multi_modal_data or {}
-        if prepared is None or not prepared.holds(images=data.get("images"), videos=data.get("videos")):
+        if prepared is None or not prepared.holds(output.multi_modal_data or {}):
             return super()._compute_multi_modal_inputs(output, input_ids)
         return prepared.inputs
 

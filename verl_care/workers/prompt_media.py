@@ -37,16 +37,16 @@ class Prepared:
     """A prompt after decoding and processing."""
 
     data: dict[str, Any]
-    """``images`` and ``videos`` of the agent loop's output."""
+    """``images``, ``videos`` and ``audios`` of the agent loop's output."""
     token_ids: list[int]
     features: dict[str, Any]
     """What the processor gave besides token ids; without the tensors that are stored once."""
     inputs: Any
     """``multi_modal_inputs`` of every row."""
 
-    def holds(self, *, images: Any, videos: Any) -> bool:
+    def holds(self, data: dict[str, Any]) -> bool:
         """Whether these are the media that were prepared, and no others."""
-        return images is self.data.get("images") and videos is self.data.get("videos")
+        return all(data.get(kind) is self.data.get(kind) for kind in ("images", "videos", "audios"))
 
 
 class PromptMedia:
