@@ -27,6 +27,9 @@ def run(main_ppo, tmp_path_factory):
         "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         f"trainer.total_training_steps={STEPS}",
         f"trainer.save_freq={STEPS}",
+        # Two ranks: passes and bounds are theirs together.
+        "trainer.n_gpus_per_node=2",
+        "ray_kwargs.ray_init.num_cpus=8",
     )
 
 
