@@ -26,13 +26,13 @@ FP32_AGREEMENT = 1e-6
 def whole(main_ppo, assets, tmp_path_factory):
     """Four steps in one go, checkpoints and validations at 2 and 4, a test set beside the development split."""
     folder = tmp_path_factory.mktemp("whole")
-    rows = pq.read_table(assets.folder / "val.parquet").to_pylist()
+    table = pq.read_table(assets.folder / "val.parquet")
     test = [
         {**row, "data_source": "mvbench", "extra_info": {**row["extra_info"], "split": "test"}}
-        for row in rows
+        for row in table.to_pylist()
         if row["data_source"] == "care_demo"
     ]
-    pq.write_table(pa.Table.from_pylist(test), folder / "test.parquet")
+    pq.write_table(pa.Table.from_pylist(test, schema=table.schema), folder / "test.parquet")
     return main_ppo(
         folder,
         "trainer.total_training_steps=4",
