@@ -49,7 +49,7 @@ from verl_care.data.records import write_rows
 
 __all__ = ["DATA_SOURCE", "SWAPPED_SOURCE", "DemoError", "build_assets", "demo_folder"]
 
-VERSION = 8
+VERSION = 9
 """Of what a build makes; a folder of another version is built anew."""
 
 TRAIN_CLIPS, VAL_CLIPS = 180, 48

@@ -491,7 +491,7 @@ class WarmStart:
     align_steps: int = 150
     answer_steps: int = 260
     soften_steps: int = 40
-    noise: float = 0.5
+    noise: float = 0.6
     """Share of answers drawn at random in the last part."""
 
     @property
