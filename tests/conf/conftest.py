@@ -8,9 +8,12 @@ from omegaconf import DictConfig
 def compose_job():
     """Composes verl's own `ppo_trainer` with overrides, as `main_ppo` does on its command line."""
     GlobalHydra.instance().clear()
-    with initialize_config_module("verl.trainer.config", version_base=None):
 
-        def compose_job(*overrides: str) -> DictConfig:
-            return compose("ppo_trainer", overrides=list(overrides))
+    def compose_job(*overrides: str) -> DictConfig:
+        # Another test may have cleared it.
+        if not GlobalHydra.instance().is_initialized():
+            initialize_config_module("verl.trainer.config", version_base=None)
+        return compose("ppo_trainer", overrides=list(overrides))
 
-        yield compose_job
+    yield compose_job
+    GlobalHydra.instance().clear()

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 from verl.utils import tensordict_utils as tu
 from verl.utils.dataset.rl_dataset import collate_fn
 
@@ -90,7 +91,7 @@ def test_batches_of_a_validation_do_not_ask(transfer_queue, tmp_path):
 
     trainer.agent_loop_manager = SimpleNamespace(generate_sequences=generate_sequences)
     rows = [{"index": i, "data_source": "toy", "raw_prompt": [{"role": "user", "content": "?"}]} for i in range(2)]
-    trainer.val_dataloader = [collate_fn(rows)]
+    trainer.val_dataloader = DataLoader(rows, batch_size=len(rows), collate_fn=collate_fn)
     with pytest.raises(Stop):
         trainer._validate()
     transfer_queue.kv_clear(keys=[str(uid) for uid in seen[0]["uid"]], partition_id="val")
