@@ -33,8 +33,8 @@ def swapped_chance(folder: Path) -> dict[str, float]:
     """What two policies score on the records whose clips were swapped, and how many there are.
 
     Returns:
-        ``seeing``: a perfect eye, right where the other clip has by chance the same answer; ``guessing``: a blind policy
-        that draws from the possible answers; ``records``.
+        ``seeing``: a perfect eye, right where the other clip has by chance the same answer; ``guessing``: a blind
+        policy that draws from the possible answers; ``records``.
     """
     extra = [
         row["extra_info"]

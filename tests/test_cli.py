@@ -51,7 +51,6 @@ def test_demo_hands_its_options_on_and_exits_with_the_result(monkeypatch, tmp_pa
         "steps": 3,
         "engine": "vllm",
         "manager": "naive",
-        "kinds": "all",
         "video_dir": tmp_path,
         "out_dir": None,
         "seed": 7,

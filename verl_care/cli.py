@@ -48,13 +48,6 @@ def doctor(
     raise typer.Exit(main(as_json=as_json))
 
 
-class Kinds(StrEnum):
-    """What the demo asks about its clips."""
-
-    all = "all"
-    grounding = "grounding"
-
-
 class Engine(StrEnum):
     """Rollout engines that the demo can use."""
 
@@ -72,9 +65,6 @@ def demo(
         Engine.hf
     ),
     manager: Annotated[str, typer.Option(help="Reward manager: care, naive, dapo, or the name of a rule.")] = "care",
-    kinds: Annotated[
-        Kinds, typer.Option(help="What is asked; grounding: when a shape is seen, besides its colour.")
-    ] = Kinds.all,
     video_dir: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder with mp4 files of your own, to ask about instead."),
@@ -94,7 +84,6 @@ def demo(
             steps=steps,
             engine=engine.value,
             manager=manager,
-            kinds=kinds.value,
             video_dir=video_dir,
             out_dir=out_dir,
             seed=seed,

@@ -120,8 +120,8 @@ class CareConfig:
     normalised by its own deviation in the group, and the effort, less its group mean, is divided by ``effort_std``: a
     group that is all right then does not turn the last digit of its efforts into full-size advantages."""
     effort_std: float = 0.05
-    """Divisor of the effort with ``advantage: decoupled``. 0.5, the deviation of a half-right group's accuracy, weighs an
-    effort as joint normalisation does in such a group; the default was chosen in the simulator (docs/study.md)."""
+    """Divisor of the effort with ``advantage: decoupled``. 0.5, the deviation of a half-right group's accuracy, weighs
+    an effort as joint normalisation does in such a group; the default was chosen in the simulator (docs/study.md)."""
     statistics: str = "batch"
     """Where mean correct length and quantile are taken: ``batch`` or ``group`` (one prompt, as published)."""
     ema_per: str = "step"

@@ -22,7 +22,6 @@ def run_demo(
     steps: int = 50,
     engine: str = "hf",
     manager: str = "care",
-    kinds: str = "all",
     video_dir: Path | None = None,
     out_dir: Path | None = None,
     seed: int = 0,
@@ -35,7 +34,6 @@ def run_demo(
         steps: optimisation steps, at least 1.
         engine: rollout engine, "hf" or "vllm".
         manager: name of the reward manager ("care", "naive", "dapo", ...).
-        kinds: what is asked, "all" or "grounding" (when a shape is seen).
         video_dir: folder with your own .mp4 files; they become the clips. None: clips are drawn.
         out_dir: folder for log, metrics, rollout log, checkpoint and curve. None: `./outputs/care_demo/<date>`.
         seed: seed of assets and run.
@@ -47,7 +45,7 @@ def run_demo(
     """
     console, errors = Console(highlight=False), Console(file=sys.stderr, highlight=False, soft_wrap=True)
     try:
-        folder = _make_assets(console, seed=seed, kinds=kinds, video_dir=video_dir)
+        folder = _make_assets(console, seed=seed, video_dir=video_dir)
         if assets_only:
             return 0
         out_dir = (out_dir or Path("outputs/care_demo") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).resolve()
@@ -66,7 +64,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def _make_assets(console: Console, *, seed: int, kinds: str, video_dir: Path | None) -> Path:
+def _make_assets(console: Console, *, seed: int, video_dir: Path | None) -> Path:
     """Builds what is not there yet, with a bar for each part."""
     with _progress(console) as progress:
         tasks: dict[str, int] = {}
@@ -76,7 +74,7 @@ def _make_assets(console: Console, *, seed: int, kinds: str, video_dir: Path | N
                 tasks[part] = progress.add_task(part, total=total)
             progress.update(tasks[part], completed=done, total=total)
 
-        folder = assets.build_assets(seed=seed, kinds=kinds, video_dir=video_dir, on_progress=on_progress)
+        folder = assets.build_assets(seed=seed, video_dir=video_dir, on_progress=on_progress)
     console.print(f"clips, questions and model: {folder}", soft_wrap=True)
     return folder
 

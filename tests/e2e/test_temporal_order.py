@@ -63,8 +63,8 @@ def make_records(folder: Path) -> list[dict]:
         spec = demo_clips.draw_spec(rng)
         while spec.motion not in ("left", "right"):
             spec = demo_clips.draw_spec(rng)
-        # Colours and backgrounds vary, the shape does not, so that direction is soon learned.
-        spec = replace(spec, shape="square")
+        # Colours and backgrounds vary; all start from one of two places, so that direction is soon learned.
+        spec = replace(spec, shape="square", lane=0.5, start=0.5)
         clip = folder / f"{i}.mp4"
         demo_clips.write_clip(clip, spec)
         for kind in KINDS:

@@ -26,18 +26,13 @@ from verl_care.data.demo_clips import (
     DATA_SOURCE,
     FRAME_SIZE,
     GRADED_KINDS,
-    GROUNDING_KINDS,
     RGB,
-    SAMPLED_FRAMES,
-    SAMPLED_FRAMES_A_SECOND,
     SIGNS,
-    SPAN_SECONDS,
     SWAPPED_SOURCE,
     USER_KINDS,
     VIDEO_KINDS,
     ClipSpec,
     ask,
-    draw_span_spec,
     draw_spec,
     make_record,
     render_frame,
@@ -49,15 +44,13 @@ from verl_care.data.records import write_rows
 
 __all__ = ["DATA_SOURCE", "SWAPPED_SOURCE", "DemoError", "build_assets", "demo_folder"]
 
-VERSION = 9
+VERSION = 10
 """Of what a build makes; a folder of another version is built anew."""
 
 TRAIN_CLIPS, VAL_CLIPS = 180, 48
 """Drawn clips; the two sets have none in common."""
-QUESTIONS_A_CLIP = {"train": 5, "val": 2}
+QUESTIONS_A_CLIP = {"train": 3, "val": 2}
 """Questions about each drawn clip. Every kind in training, for the vision tower learns from all of them at once."""
-KIND_SETS = ("all", "grounding")
-"""``all``: every kind but times; ``grounding``: when a shape is seen, and its colour."""
 MIN_RECORDS = 64
 MANIFEST = "manifest.json"
 CUT_THRESHOLD = 40.0
@@ -94,7 +87,6 @@ class Size:
 def build_assets(
     *,
     seed: int = 0,
-    kinds: str = "all",
     video_dir: Path | None = None,
     folder: Path | None = None,
     size: Size = Size(),  # noqa: B008
@@ -104,10 +96,8 @@ def build_assets(
 
     Args:
         seed: of clips, questions and model.
-        kinds: one of KIND_SETS.
         video_dir: folder with the user's own videos; small copies of their pieces then become the clips.
-        folder: where to; by default ``demo_folder()``, with a suffix for other kinds and seeds and for the user's
-            videos.
+        folder: where to; by default ``demo_folder()``, with a suffix for other seeds and for the user's videos.
         size: how much to make.
         on_progress: told about each part.
 
@@ -115,25 +105,17 @@ def build_assets(
         The folder.
 
     Raises:
-        DemoError: no video in ``video_dir``, or one that cannot be read, which it names; unknown ``kinds``, or
-            questions about times together with videos of one's own.
+        DemoError: no video in ``video_dir``, or one that cannot be read; names it.
     """
-    if kinds not in KIND_SETS:
-        raise DemoError(f"kinds: expected {' or '.join(KIND_SETS)}; got {kinds!r}")
-    if kinds != "all" and video_dir is not None:
-        raise DemoError(f"kinds: {kinds} is about clips that the demo draws; leave out the folder {video_dir}")
     videos = _list_videos(video_dir)
     identity = {
         "version": VERSION,
         "seed": seed,
-        "kinds": kinds,
         "size": vars(size),
         "videos": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in videos],
     }
     if folder is None:
         folder = demo_folder()
-        if kinds != "all":
-            folder = folder.with_name(f"{folder.name}-{kinds}")
         if videos:
             digest = hashlib.blake2b(json.dumps(identity["videos"]).encode(), digest_size=4).hexdigest()
             folder = folder.with_name(f"{folder.name}-videos-{digest}-seed{seed}")
@@ -149,7 +131,7 @@ def build_assets(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "clips").mkdir(parents=True)
-        drawn, held_out = _drawn_records(partial, seed, kinds, size, on_progress)
+        drawn, held_out = _drawn_records(partial, seed, size, on_progress)
         records = (drawn, held_out)
         if videos:
             records = _user_records(videos, partial, seed, on_progress)
@@ -182,13 +164,10 @@ def _moved(row: dict[str, Any], partial: Path, folder: Path) -> dict[str, Any]:
 
 
 def _drawn_records(
-    folder: Path, seed: int, kinds: str, size: Size, on_progress: Progress
+    folder: Path, seed: int, size: Size, on_progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and held-out records about clips drawn into ``folder``, and the held-out ones with clips swapped."""
     rng = random.Random(seed)
-    new_spec, asked, frames = draw_spec, VIDEO_KINDS, SAMPLED_FRAMES
-    if kinds == "grounding":
-        new_spec, asked, frames = draw_span_spec, GROUNDING_KINDS, SAMPLED_FRAMES_A_SECOND * SPAN_SECONDS
     total = size.train_clips + size.val_clips
     made = 0
     specs: dict[str, ClipSpec] = {}
@@ -197,15 +176,15 @@ def _drawn_records(
         nonlocal made
         rows: list[dict[str, Any]] = []
         for number in range(count):
-            spec = new_spec(rng)
+            spec = draw_spec(rng)
             while spec in specs.values():
-                spec = new_spec(rng)
+                spec = draw_spec(rng)
             clip = folder / "clips" / f"{split}{number}.mp4"
             specs[str(clip)] = spec
             write_clip(clip, spec)
-            for kind in rng.sample(asked, min(QUESTIONS_A_CLIP[split], len(asked))):
-                rows.append(_record(rng, len(rows), kind, spec.answer(kind), split, frames=frames, video=clip))
-            if kinds == "all" and number % 3 == 0:
+            for kind in rng.sample(VIDEO_KINDS, QUESTIONS_A_CLIP[split]):
+                rows.append(_record(rng, len(rows), kind, spec.answer(kind), split, video=clip))
+            if number % 3 == 0:
                 rows += _other_media(rng, len(rows), folder, split, spec)
             made += 1
             on_progress("drawing clips", made, total)
@@ -215,18 +194,9 @@ def _drawn_records(
     return train, val + _swapped(val, specs, rng)
 
 
-def _record(
-    rng: random.Random,
-    index: int,
-    kind: str,
-    answer: str,
-    split: str,
-    *,
-    frames: int = SAMPLED_FRAMES,
-    **media: Path,
-) -> dict[str, Any]:
+def _record(rng: random.Random, index: int, kind: str, answer: str, split: str, **media: Any) -> dict[str, Any]:
     text, truth = ask(kind, answer, rng, "".join(f"<{name}>" for name in media))
-    return make_record(index=index, kind=kind, text=text, truth=truth, split=split, frames=frames, **media)
+    return make_record(index=index, kind=kind, text=text, truth=truth, split=split, **media)
 
 
 def _other_media(rng: random.Random, index: int, folder: Path, split: str, spec: ClipSpec) -> list[dict[str, Any]]:
@@ -373,7 +343,7 @@ def _train_model(records: Sequence[dict[str, Any]], folder: Path, seed: int, siz
     processor = demo_model.build_processor()
     model = demo_model.build_model(processor.tokenizer, seed)
     plan = demo_model.WarmStart()
-    names = ("align_steps", "answer_steps", "soften_steps")
+    names = ("answer_steps", "soften_steps")
     plan = replace(plan, **{name: max(1, round(getattr(plan, name) * size.warm_start_scale)) for name in names})
     prompts: list[demo_model.Prompt] = []
     for first in range(0, len(records), 64):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,6 @@ CLIP_FRAMES = 8
 CLIP_FPS = 4
 SAMPLED_FRAMES = 4
 """Frames that the model sees of a clip (`nframes` of the video dict)."""
-SPAN_SECONDS = 4
-"""Length of the clips that are asked about times."""
-SPANS = ((0, 1), (1, 2), (2, 3), (3, 4), (0, 2), (1, 3), (2, 4))
-"""Seconds from which and to which the shape of such a clip can be seen."""
-SAMPLED_FRAMES_A_SECOND = 2
-"""Of such a clip: a pair of frames, which makes one temporal patch, for every second."""
 
 RGB = {"red": (225, 35, 35), "green": (40, 190, 60), "blue": (50, 80, 235), "yellow": (235, 215, 40)}
 COLOURS = tuple(RGB)
@@ -33,10 +27,10 @@ SHAPES = ("square", "ring", "cross")
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SHAPE_WIDTH = 36
 """Width of a shape in pixels. Large on purpose: a vision tower this small sees it within seconds of training."""
-SPAN_SHAPE_WIDTH = 20
-"""In clips that are asked about times. Small: where the shape is on its way tells when it is seen."""
 SHADES = (5, 25, 45)
 """Brightness of the background in percent."""
+PLACES = (0.0, 0.5, 1.0)
+"""Places of a shape across and along its way. Few on purpose: a tower this small has to learn each of them."""
 SIGNS = ("go left", "stop now", "exit here", "taxi rank")
 LETTERS = "ABCD"
 
@@ -50,7 +44,6 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "motion": ("Where does it go?", "To which side does the thing in the clip go?", "Name the way it goes."),
     "shade": ("How bright is it behind?", "How many percent bright is the background?", "Give the background's shade."),
     "caption": ("What does the clip show?", "Describe the clip.", "Describe what is in the clip."),
-    "span": ("When is it seen?", "From when to when does the clip show the shape?", "Give the time of the shape."),
     "image_colour": ("What colour is it?", "Which colour does the thing in the image have?", "Name the colour."),
     "sign": ("What does the sign say?", "Read the sign.", "Read the words in the image."),
     "sum": ("How much is {a} + {b}?", "Give the sum of {a} and {b}.", "{a} + {b} =?"),
@@ -68,7 +61,6 @@ PROBLEM_TYPES = {
     "shade": "regression",
     "caption": "free-form",
     "sign": "OCR",
-    "span": "temporal grounding",
 }
 CUTS = (0, 1, 2, 3)
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -79,7 +71,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "clip_colour": COLOURS,
     "shade": tuple(str(shade) for shade in SHADES),
     "caption": tuple(f"{colour} shape" for colour in COLOURS),
-    "span": tuple(f"{start} to {end}" for start, end in SPANS),
     "sign": SIGNS,
     "sum": tuple(str(total) for total in range(2, 7)),
     "clip_cuts": tuple(str(cuts) for cuts in CUTS),
@@ -91,12 +82,11 @@ SUFFIXES = {
     "regression": "Answer with a number.",
     "OCR": "Answer with the words.",
     "free-form": "Answer with a few words.",
-    "temporal grounding": "Answer with a time to a time.",
 }
-VIDEO_KINDS = ("colour", "shape", "motion", "shade", "caption")
-GROUNDING_KINDS = ("span", "colour")
+VIDEO_KINDS = ("colour", "shade", "caption")
+"""What the demo asks about its clips. Shape and motion can be asked too, but take longer to learn."""
 USER_KINDS = ("clip_colour", "clip_cuts")
-GRADED_KINDS = ("shade", "caption", "sign", "span")
+GRADED_KINDS = ("shade", "caption", "sign")
 """Kinds whose score has values between 0 and 1; a wrong answer to them may earn something."""
 
 
@@ -109,18 +99,17 @@ class ClipSpec:
     motion: str
     shade: int
     """Brightness of the background, percent."""
+    lane: float
+    """Where a single shape stands across its way, 0..1."""
+    start: float
+    """How far the way is shifted, 0..1."""
     tint: tuple[int, int, int]
     """Added to the background's red, green and blue, -6..6 each: no two clips are alike."""
-    seen: tuple[int, int] | None = None
-    """Seconds from which and to which the shape can be seen, of a clip of SPAN_SECONDS; None: always."""
 
     def answer(self, kind: str) -> str:
         """The right answer in words (not yet as a letter)."""
         if kind == "caption":
             return f"{self.colour} shape"
-        if kind == "span":
-            assert self.seen is not None
-            return f"{self.seen[0]} to {self.seen[1]}"
         return str(getattr(self, kind.removeprefix("image_")))
 
 
@@ -131,13 +120,10 @@ def draw_spec(rng: random.Random) -> ClipSpec:
         shape=rng.choice(SHAPES),
         motion=rng.choice(tuple(MOTIONS)),
         shade=rng.choice(SHADES),
+        lane=rng.choice(PLACES),
+        start=rng.choice(PLACES),
         tint=(rng.randint(-6, 6), rng.randint(-6, 6), rng.randint(-6, 6)),
     )
-
-
-def draw_span_spec(rng: random.Random) -> ClipSpec:
-    """A clip whose shape crosses it from left to right and is seen for a part of the way."""
-    return replace(draw_spec(rng), motion="right", seen=rng.choice(SPANS))
 
 
 def render_frame(spec: ClipSpec, progress: float) -> Image.Image:
@@ -145,18 +131,13 @@ def render_frame(spec: ClipSpec, progress: float) -> Image.Image:
     red, green, blue = (round(2.55 * spec.shade) + part for part in spec.tint)
     image = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE), (red, green, blue))
     draw = ImageDraw.Draw(image)
-    width = SHAPE_WIDTH
-    if spec.seen is not None:
-        width = SPAN_SHAPE_WIDTH
-        if not spec.seen[0] <= progress * SPAN_SECONDS < spec.seen[1]:
-            return image
     step_x, step_y = MOTIONS[spec.motion]
-    room = FRAME_SIZE - width
-    # Always along the middle, from border to border: a tower this small has to learn each place.
-    lane = room / 2
-    along = room * (progress if step_x + step_y > 0 else 1 - progress)
+    room = FRAME_SIZE - SHAPE_WIDTH
+    way = room * 0.85
+    along = (room - way) * spec.start + way * (progress if step_x + step_y > 0 else 1 - progress)
+    lane = spec.lane * room
     left, top = (along, lane) if step_x else (lane, along)
-    _draw_shape(draw, spec.shape, left, top, width, RGB[spec.colour])
+    _draw_shape(draw, spec.shape, left, top, SHAPE_WIDTH, RGB[spec.colour])
     return image
 
 
@@ -195,12 +176,8 @@ def write_mp4(path: Path, frames: Sequence[Image.Image], fps: int = CLIP_FPS) ->
 
 
 def write_clip(path: Path, spec: ClipSpec) -> None:
-    """Draw `spec` and write it as an mp4 of CLIP_FRAMES frames, or of SPAN_SECONDS."""
-    if spec.seen is None:
-        places = [i / (CLIP_FRAMES - 1) for i in range(CLIP_FRAMES)]
-    else:
-        places = [i / (SPAN_SECONDS * CLIP_FPS) for i in range(SPAN_SECONDS * CLIP_FPS)]
-    write_mp4(path, [render_frame(spec, place) for place in places])
+    """Draw `spec` and write it as an mp4 of CLIP_FRAMES frames."""
+    write_mp4(path, [render_frame(spec, i / (CLIP_FRAMES - 1)) for i in range(CLIP_FRAMES)])
 
 
 def ask(kind: str, answer: str, rng: random.Random, media: str, **numbers: int) -> tuple[str, str]:
@@ -244,7 +221,6 @@ def make_record(
     image: Path | None = None,
     source: str = DATA_SOURCE,
     split: str,
-    frames: int = SAMPLED_FRAMES,
 ) -> dict[str, Any]:
     """One row in verl's schema (`data_source`, `prompt`, media, `reward_model`, `extra_info`)."""
     pixels = {"min_pixels": FRAME_SIZE**2, "max_pixels": FRAME_SIZE**2}
@@ -252,7 +228,7 @@ def make_record(
         "data_source": source,
         "prompt": [{"role": "user", "content": text}],
         # min_pixels: qwen-vl-utils would otherwise enlarge a clip to 128 vision tokens a frame.
-        "videos": [{"video": str(video), "nframes": frames, **pixels}] if video else [],
+        "videos": [{"video": str(video), "nframes": SAMPLED_FRAMES, **pixels}] if video else [],
         "images": [{"image": str(image), **pixels}] if image else [],
         "reward_model": {"style": "rule", "ground_truth": truth},
         "extra_info": {"index": index, "problem_type": PROBLEM_TYPES[kind], "kind": kind, "split": split},

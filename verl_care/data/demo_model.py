@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 
 _WORD = re.compile(r"[A-Za-z]+|[0-9]+|\n|[^\sA-Za-z0-9]")
 
-MEAN_THOUGHTS = 6.0
+MEAN_THOUGHTS = 8.0
 """Mean number of words between the think tags after the warm start."""
 MAX_THOUGHTS = 24
 
@@ -284,6 +284,7 @@ def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) 
         if members:
             batch[pixels] = torch.cat([prompt.pixels for prompt in members])
             batch[grid] = torch.cat([prompt.grid for prompt in members])
+    # verl gives no second_per_grid_ts here (AgentLoopWorker._compute_position_ids), which stands for one second.
     position_ids, _ = model.model.get_rope_index(
         input_ids=input_ids,
         mm_token_type_ids=token_types,
@@ -300,14 +301,11 @@ def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) 
 
 def token_logprobs(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Log-probability of every token after the first, (B, T-1), and the response mask moved alike."""
-    logprobs = _all_logprobs(model, batch).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
-    return logprobs, batch["response_mask"][:, 1:]
-
-
-def _all_logprobs(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Log-probabilities of every word in the place of every token after the first, (B, T-1, V)."""
     inputs = {key: value for key, value in batch.items() if key != "response_mask"}
-    return torch.log_softmax(model(**inputs, use_cache=False).logits[:, :-1].float(), dim=-1)
+    logits = model(**inputs, use_cache=False).logits
+    targets = batch["input_ids"][:, 1:]
+    logprobs = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, targets[..., None])[..., 0]
+    return logprobs, batch["response_mask"][:, 1:]
 
 
 def response_ids(tokenizer: Any, text: str) -> Tensor:
@@ -343,72 +341,6 @@ def correct_probability(
     return torch.cat(found)
 
 
-def align_vision(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int = 48,
-    peak_lr: float = 3e-3,
-    on_step: Callable[[], None] | None = None,
-) -> None:
-    """Train the vision tower so that its tokens point to the words for what they show.
-
-    Every token of a clip is compared with the embeddings of all answers of a kind (cross-entropy over their dot
-    products). The language model then finds in a clip what it would find in words, instead of inventing a code for it
-    together with the tower, which takes several times as many steps.
-
-    Args:
-        model: vision tower and word embeddings are trained in place.
-        tokenizer: its tokenizer.
-        prompts: all questions about a clip train it together; those without media are left out.
-        seed: of the batches.
-        steps: optimisation steps.
-        batch_size: clips a step.
-        peak_lr: highest learning rate of a one-cycle schedule.
-        on_step: called after each step.
-    """
-    rng = random.Random(seed)
-    about: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        if prompt.media:
-            about.setdefault(prompt.media, []).append(prompt)
-    clips = list(about.values())
-    words = model.get_input_embeddings()
-    choice_ids = {
-        kind: [torch.tensor(tokenizer(choice)["input_ids"]) for choice in demo_clips.CHOICES[kind]]
-        for kind in sorted({prompt.kind for prompt in prompts if prompt.media})
-    }
-    visual = model.model.visual
-    parameters = [*visual.parameters(), *words.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.2)
-    for _ in range(steps):
-        part = rng.sample(clips, min(batch_size, len(clips)))
-        grid = torch.cat([questions[0].grid for questions in part])
-        tokens = visual(torch.cat([questions[0].pixels for questions in part]), grid_thw=grid).pooler_output
-        # Normalised, as the language model normalises each token before it attends to it.
-        features = nn.functional.rms_norm(tokens, tokens.shape[-1:])
-        owner = torch.repeat_interleave(grid.prod(-1) // 4)
-        losses = []
-        for kind, ids in choice_ids.items():
-            answers = demo_clips.answers_of(kind)
-            asked = ([answers.index(q.truth) for q in questions if q.kind == kind] for questions in part)
-            targets = torch.tensor([found[0] if found else -1 for found in asked])[owner]
-            logits = features[targets >= 0] @ torch.stack([words(i).mean(0) for i in ids]).T
-            losses.append(nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="sum"))
-        loss = torch.stack(losses).sum() / len(owner)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if on_step:
-            on_step()
-
-
 def noisy_answer(prompt: Prompt, noise: float, rng: random.Random) -> str:
     """The right answer, or with probability `noise` one drawn uniformly from all answers of that kind."""
     if rng.random() < noise:
@@ -432,9 +364,6 @@ def train_answers(
 ) -> None:
     """Supervised training on drawn responses.
 
-    With noise, the loss of an answer's first word is its mean over all answers that might have been drawn, in place of
-    the one that was: drawn ones would wash out what was learned about clips.
-
     Args:
         model: trained in place.
         tokenizer: its tokenizer.
@@ -445,39 +374,23 @@ def train_answers(
             `1 - noise + noise / k` for k possible answers.
         mean_thoughts: mean number of words between the think tags.
         peak_lr: highest learning rate of a one-cycle schedule.
-        batch_size: prompts a step, of each kind as many on average.
+        batch_size: prompts a step.
         answer_weight: weight of the answer's tokens against the mean over all tokens.
         on_step: called after each step.
     """
     rng = random.Random(seed)
-    kinds = sorted({prompt.kind for prompt in prompts})
-    by_kind = {kind: [prompt for prompt in prompts if prompt.kind == kind] for kind in kinds}
-    first_words = {
-        kind: {answer: tokenizer(answer)["input_ids"][0] for answer in demo_clips.answers_of(kind)} for kind in kinds
-    }
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
-        part = [rng.choice(by_kind[rng.choice(kinds)]) for _ in range(batch_size)]
+        part = rng.sample(list(prompts), min(batch_size, len(prompts)))
         texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
         responses = [response_ids(tokenizer, text) for text in texts]
-        batch = collate(model, part, responses)
-        mask, everything = batch["response_mask"][:, 1:], _all_logprobs(model, batch)
-        logprobs = everything.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        logprobs, mask = token_logprobs(model, collate(model, part, responses))
         answering = _after_answer_tag(tokenizer, part, responses, mask)
-        if noise > 0:
-            places = answering.argmax(1)
-            expected = []
-            for prompt, row, place in zip(part, everything, places, strict=True):
-                words = first_words[prompt.kind]
-                drawn = row[place, list(words.values())].mean()
-                expected.append((1 - noise) * row[place, words[prompt.truth]] + noise * drawn)
-            logprobs = logprobs.scatter(1, places[:, None], torch.stack(expected)[:, None])
         loss = -(logprobs * mask).sum() / mask.sum() - answer_weight * (logprobs * answering).sum() / answering.sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if on_step:
@@ -486,18 +399,17 @@ def train_answers(
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """How long the three parts of the warm start are, and how unsure it leaves the policy."""
+    """How long the two parts of the warm start are, and how unsure it leaves the policy."""
 
-    align_steps: int = 150
-    answer_steps: int = 260
-    soften_steps: int = 40
+    answer_steps: int = 130
+    soften_steps: int = 30
     noise: float = 0.6
-    """Share of answers drawn at random in the last part."""
+    """Share of answers drawn at random in the second part."""
 
     @property
     def total_steps(self) -> int:
-        """Optimisation steps of all parts."""
-        return self.align_steps + self.answer_steps + self.soften_steps
+        """Optimisation steps of both parts."""
+        return self.answer_steps + self.soften_steps
 
 
 def warm_start(
@@ -509,10 +421,10 @@ def warm_start(
     plan: WarmStart = WarmStart(),  # noqa: B008
     on_step: Callable[[], None] | None = None,
 ) -> None:
-    """Vision first, then right answers, then answers of which a share is drawn at random.
+    """Right answers first, then answers of which a share is drawn at random.
 
-    The last part keeps what was learned about clips and makes the policy unsure. The second part shows it longer think
-    blocks than the last leaves it with: answers after long ones are then no worse than after short ones.
+    The second part keeps what was learned about clips and makes the policy unsure; it also brings think blocks to their
+    full length, which the first part leaves out to be quick.
 
     Args:
         model: trained in place.
@@ -523,24 +435,19 @@ def warm_start(
         on_step: called after each step.
     """
     model.train()
-    align_vision(model, tokenizer, prompts, seed=seed, steps=plan.align_steps, on_step=on_step)
-    # The language model is still far from what the tower's words mean to it: its gradients would undo the alignment.
-    model.model.visual.requires_grad_(False)
-    common: dict[str, Any] = {"seed": seed, "batch_size": 24, "on_step": on_step}
-    train_answers(
-        model, tokenizer, prompts, steps=plan.answer_steps, noise=0.0, mean_thoughts=14.0, peak_lr=2e-3, **common
-    )
-    train_answers(
-        model,
-        tokenizer,
-        prompts,
-        steps=plan.soften_steps,
-        noise=plan.noise,
-        mean_thoughts=MEAN_THOUGHTS,
-        peak_lr=1e-3,
-        **common,
-    )
-    model.model.visual.requires_grad_(True)
+    parts = ((plan.answer_steps, 0.0, 2.0, 3e-3), (plan.soften_steps, plan.noise, MEAN_THOUGHTS, 1e-3))
+    for steps, noise, mean_thoughts, peak_lr in parts:
+        train_answers(
+            model,
+            tokenizer,
+            prompts,
+            seed=seed,
+            steps=steps,
+            noise=noise,
+            mean_thoughts=mean_thoughts,
+            peak_lr=peak_lr,
+            on_step=on_step,
+        )
     model.eval()
 
 
