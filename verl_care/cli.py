@@ -559,11 +559,11 @@ def calibrate(
         config = CareConfig(**parse_assignments(set_constant or ()))
     except (ReplayError, TypeError, ValueError) as error:
         raise typer.BadParameter(f"--set: {error}") from None
-    options = {"steps": steps, "prompts_per_step": prompts_per_step, "as_json": as_json}
+    predict = partial(main, config=config, steps=steps, prompts_per_step=prompts_per_step, as_json=as_json)
     if from_run is not None:
         if model is not None or data:
             raise typer.BadParameter("--from-run asks no model: leave out --model and the data files")
-        raise typer.Exit(main(partial(rollouts_of_run, from_run, prompts, first_step), config, **options))
+        raise typer.Exit(predict(partial(rollouts_of_run, from_run, prompts, first_step)))
     if model is None or not data or out is None:
         raise typer.BadParameter("expected --from-run, or data files with --model and --out")
 
@@ -588,7 +588,7 @@ def calibrate(
         with progress_bar("asking") as on_progress:
             return rollouts_of_model(asked, prompts, seed, on_progress)
 
-    raise typer.Exit(main(sample, config, **options))
+    raise typer.Exit(predict(sample))
 
 
 class Benchmark(StrEnum):
