@@ -63,10 +63,13 @@ def make_records(folder: Path) -> list[dict]:
         spec = demo_clips.draw_spec(rng)
         while spec.motion not in ("left", "right"):
             spec = demo_clips.draw_spec(rng)
-        # Colours and backgrounds vary; all start from one of two places, so that direction is soon learned.
+        # Colours and backgrounds vary; all go along the middle from border to border: direction is soon learned.
         spec = replace(spec, shape="square", lane=0.5, start=0.5)
         clip = folder / f"{i}.mp4"
-        demo_clips.write_clip(clip, spec)
+        places = [frame / (demo_clips.CLIP_FRAMES - 1) for frame in range(demo_clips.CLIP_FRAMES)]
+        # A clip's way is 0.85 of the room that there is.
+        frames = [demo_clips.render_frame(spec, (place - 0.5) / 0.85 + 0.5) for place in places]
+        demo_clips.write_mp4(clip, frames)
         for kind in KINDS:
             asked = "motion" if kind == "flipped" else kind
             answer = spec.answer(asked)
