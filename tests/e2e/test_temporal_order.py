@@ -176,9 +176,7 @@ def answered(order, kind) -> list[dict]:
     return rows
 
 
-@pytest.mark.xfail(
-    strict=False, reason="0.81 and 0.88 of the answer tokens, aimed at 0.9: the policy guesses too surely"
-)
+@pytest.mark.xfail(strict=False, reason="0.81 and 0.88 of the answer tokens; aimed at 0.9")
 @pytest.mark.parametrize("kind", ["motion", "colour"])
 def test_the_visual_signal_selects_the_token_that_depends_on_the_video(order, kind):
     rows = answered(order, kind)
