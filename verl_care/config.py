@@ -514,12 +514,18 @@ class RolloutLogConfig:
     enabled: bool = True
     """Writes one Parquet file a step."""
     max_gib: float = 20.0
-    """Size of the folder beyond which response texts are no longer written (numbers always are), in GiB."""
+    """Size of the folder that ``when_full`` speaks of, in GiB."""
+    when_full: str = "no_texts"
+    """``no_texts``: response texts are no longer written, numbers always are; ``remove_oldest``: the files of the
+    oldest steps are removed, so that the folder never grows beyond it."""
     token_samples: int = 8
     """Responses of an update, evenly spaced, whose tokens are written with what selected them; 0 writes none."""
 
     def __post_init__(self) -> None:
         _require(self.max_gib >= 0, "max_gib", self.max_gib, "a number >= 0")
+        _require(
+            self.when_full in ("no_texts", "remove_oldest"), "when_full", self.when_full, "no_texts or remove_oldest"
+        )
         _require(self.token_samples >= 0, "token_samples", self.token_samples, "an integer >= 0")
 
 
@@ -563,6 +569,8 @@ class Config:
     """Which accuracy trains: ``strict`` as published, or ``lenient`` answer extraction. Both are logged."""
     poll_interval: float = 0.1
     """Seconds between two looks of the synchronous replay buffer at finished rollouts (verl: 2.0)."""
+    session_timeout_seconds: float | None = None
+    """Seconds, waiting for its turn included, after which a session fails as one that raises does; null: never."""
     test_sets_at_steps: list[Any] = field(default_factory=lambda: ["last"])
     """Steps at which validation also reads the test sets among ``data.val_files``: numbers, 0 for before training, or
     ``last``. At all other steps it reads the rest, the development split."""
@@ -590,6 +598,12 @@ class Config:
             f"none, or one or more of {', '.join(TOKEN_SELECTIONS)} joined by +",
         )
         _require(self.poll_interval > 0, "poll_interval", self.poll_interval, "a number > 0")
+        _require(
+            self.session_timeout_seconds is None or self.session_timeout_seconds > 0,
+            "session_timeout_seconds",
+            self.session_timeout_seconds,
+            "a number > 0, or null",
+        )
         for step in self.test_sets_at_steps:
             is_number = isinstance(step, int) and not isinstance(step, bool) and step >= 0
             _require(is_number or step == "last", "test_sets_at_steps", step, "numbers of steps, or last")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import random
 import re
 import time
@@ -15,10 +16,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from verl_care import launch
+from verl_care.config import CareConfig, load_config
 from verl_care.data import demo, demo_model
 from verl_care.data.records import strip_none
+from verl_care.shaping.care import shape
 
 RUN_SECONDS = 400
 """Hard limit of one run. They take about 60 s on two free cores."""
@@ -48,11 +52,43 @@ class Run:
     """Step -> metrics of verl's console line."""
     returncode: int | None
     """Exit status; None of a run that was killed."""
+    gone_at: float | None = None
+    """Time (monotonic) at which no process of the run was left, by itself; None where that was not looked at."""
 
     def rollouts(self, step: int) -> list[dict]:
         """Rows of the rollout log of one step, in an order that does not depend on the run."""
         rows = pq.read_table(self.folder / "care_rollouts" / f"{step}.parquet").to_pylist()
         return sorted(rows, key=lambda row: (row["prompt_key"], row["session"]))
+
+    def state(self, step: int) -> dict[str, Any]:
+        """CARE's state in the checkpoint of one step."""
+        return json.loads((self.folder / f"global_step_{step}" / "care_state.json").read_text())["state"]
+
+    def constants(self) -> CareConfig:
+        """CARE's constants in the config that the run composed, with the recipe's own."""
+        return load_config(OmegaConf.load(self.folder / "hydra" / ".hydra" / "config.yaml").care).shaping
+
+    def replay(self, last: int) -> float:
+        """Competence after the steps 1 … last, from the accuracies and lengths of the rollout log alone.
+
+        Holds the logged bonuses against `shape` on the way.
+        """
+        config = self.constants()
+        competence = config.initial_competence
+        for step in range(1, last + 1):
+            rows = self.rollouts(step)
+            groups = {key: i for i, key in enumerate(sorted({row["uid"] for row in rows}))}
+            out = shape(
+                torch.tensor([row["acc"] for row in rows]),
+                torch.tensor([row["length"] for row in rows], dtype=torch.float32),
+                torch.tensor([groups[row["uid"]] for row in rows]),
+                competence,
+                config,
+            )
+            for row, bonus in zip(rows, out.bonus.tolist(), strict=True):
+                assert row["bonus"] - (row["temporal_bonus"] or 0) == pytest.approx(bonus, abs=1e-5)
+            competence = float(out.competence)
+        return competence
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
         """The actor's weights saved at one step (world size 1)."""
@@ -147,7 +183,8 @@ kills the run (SIGKILL, all of it)."""
 def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
     """A function that runs `main_ppo` in a folder, with further overrides, until it ends or `watch` has it killed.
 
-    It fails after `seconds`, and, with `must_succeed`, where the run does.
+    It fails after `seconds`, and, with `must_succeed`, where the run does. With `gone_within` it waits so many seconds
+    for the processes of a run that has ended by itself, and fails where some are left.
     """
 
     def run(
@@ -157,14 +194,16 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
         must_succeed: bool = True,
         environ: dict[str, str] | None = None,
         seconds: float = RUN_SECONDS,
+        gone_within: float | None = None,
     ) -> Run:
         log = folder / f"run{len(list(folder.glob('run*.log')))}.log"
         command = [*_OVERRIDES, f"trainer.default_local_dir={folder}", *overrides]
         environ = {"VERL_CARE_DEMO_DIR": str(assets.folder), "HYDRA_FULL_ERROR": "1", **(environ or {})}
         deadline = time.monotonic() + seconds
-        killed, last_step, line = False, 0, ""
+        killed, last_step, line, gone_at = False, 0, "", None
         running = launch.main_ppo(command, log=log, cwd=folder, environ=environ)
         with running as process, open(log, errors="replace") as printed:
+            marker = f"RAY_TMPDIR={psutil.Process(process.pid).environ()['RAY_TMPDIR']}"
             while process.poll() is None and not killed:
                 if time.monotonic() > deadline:
                     pytest.fail(f"no end after {seconds} s\n{log.read_text()[-4000:]}")
@@ -172,13 +211,26 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
                 last_step = max([last_step, *parse_steps(whole_lines)])
                 killed = watch is not None and watch(process.pid, last_step)
                 time.sleep(0.1)
+            if gone_within is not None and not killed:
+                gone_at = _wait_until_gone(marker, gone_within)
         text = log.read_text(errors="replace")
         if must_succeed and not killed:
             assert process.returncode == 0, text[-4000:]
         returncode = None if killed else process.returncode
-        return Run(folder=folder, log=text, steps=parse_steps(text), returncode=returncode)
+        return Run(folder=folder, log=text, steps=parse_steps(text), returncode=returncode, gone_at=gone_at)
 
     yield run
+
+
+def _wait_until_gone(marker: str, seconds: float) -> float:
+    """Waits until no process has `marker` in its environment; the time at which that was so."""
+    deadline = time.monotonic() + seconds
+    while left := launch.processes_with(marker):
+        if time.monotonic() > deadline:
+            names = [psutil.Process(pid).cmdline() for pid in left if psutil.pid_exists(pid)]
+            pytest.fail(f"{seconds} s after the run's end there are still {names}")
+        time.sleep(0.1)
+    return time.monotonic()
 
 
 @pytest.fixture(scope="session")

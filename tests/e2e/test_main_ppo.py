@@ -9,13 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from verl_care.cli import app
-from verl_care.config import CareConfig, load_config
-from verl_care.shaping.care import shape
+from verl_care.config import CareConfig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -85,35 +82,6 @@ def asynchronous(main_ppo, tmp_path_factory):
         "trainer.total_training_steps=3",
         "trainer.save_freq=3",
     )
-
-
-def read_state(folder: Path, step: int) -> dict:
-    return json.loads((folder / f"global_step_{step}" / "care_state.json").read_text())["state"]
-
-
-def constants_of(run):
-    """CARE's constants in the config that the run composed, with the recipe's own."""
-    return load_config(OmegaConf.load(run.folder / "hydra" / ".hydra" / "config.yaml").care).shaping
-
-
-def replay(run, last: int) -> float:
-    """Competence after the steps 1 … last, from the accuracies and lengths of the rollout log alone."""
-    config = constants_of(run)
-    competence = config.initial_competence
-    for step in range(1, last + 1):
-        rows = run.rollouts(step)
-        groups = {key: i for i, key in enumerate(sorted({row["uid"] for row in rows}))}
-        out = shape(
-            torch.tensor([row["acc"] for row in rows]),
-            torch.tensor([row["length"] for row in rows], dtype=torch.float32),
-            torch.tensor([groups[row["uid"]] for row in rows]),
-            competence,
-            config,
-        )
-        for row, bonus in zip(rows, out.bonus.tolist(), strict=True):
-            assert row["bonus"] - (row["temporal_bonus"] or 0) == pytest.approx(bonus, abs=1e-5)
-        competence = float(out.competence)
-    return competence
 
 
 def test_a_run_trains_on_every_problem_type_and_medium(whole, assets):
@@ -202,8 +170,8 @@ def test_shaped_rewards_differ_from_raw_scores(whole):
 
 def test_saved_state_equals_a_replay_of_the_rollout_log(whole):
     for step in (2, 4):
-        competence = replay(whole, step)
-        assert read_state(whole.folder, step)["competence"] == pytest.approx([competence], abs=1e-6)
+        competence = whole.replay(step)
+        assert whole.state(step)["competence"] == pytest.approx([competence], abs=1e-6)
         assert whole.steps[step]["care/competence"] == pytest.approx(competence, abs=1e-6)
 
 
@@ -213,7 +181,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, resumed):
         assert [(r["prompt_key"], r["session"], r["response"]) for r in resumed.rollouts(step)] == [
             (r["prompt_key"], r["session"], r["response"]) for r in whole.rollouts(step)
         ]
-    state, expected = read_state(resumed.folder, 4), read_state(whole.folder, 4)
+    state, expected = resumed.state(4), whole.state(4)
     assert state["updates"] == expected["updates"] == 4
     assert state["competence"] == pytest.approx(expected["competence"], abs=1e-6)
     for step in (3, 4):
@@ -248,8 +216,8 @@ def test_two_workers_agree_with_their_rollouts_and_leave_the_reference(naive):
 def test_asynchronous_run_shapes_every_batch(asynchronous):
     assert sorted(asynchronous.steps) == [1, 2, 3]
     for step, metrics in asynchronous.steps.items():
-        assert metrics["care/competence"] == pytest.approx(replay(asynchronous, step), abs=1e-6)
-    [saved] = read_state(asynchronous.folder, 3)["competence"]
+        assert metrics["care/competence"] == pytest.approx(asynchronous.replay(step), abs=1e-6)
+    [saved] = asynchronous.state(3)["competence"]
     assert saved == pytest.approx(asynchronous.steps[3]["care/competence"], abs=1e-6)
 
 
@@ -266,7 +234,7 @@ def test_agreement_tells_old_weights_from_new(asynchronous):
 
 def test_the_analysis_commands_read_the_run(whole, tmp_path):
     """replay, report, calibrate and simulate on what a run leaves behind."""
-    published, own = asdict(CareConfig()), asdict(constants_of(whole))
+    published, own = asdict(CareConfig()), asdict(whole.constants())
     constants = ",".join(f"{name}={value}" for name, value in own.items() if value != published[name])
     logged, care, alp = call(
         "replay", whole.folder, "--rule", "logged", "--rule", f"care:{constants}", "--rule", "alp:beta=1e-3"

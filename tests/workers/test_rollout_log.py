@@ -53,6 +53,41 @@ def test_texts_stop_at_the_size_limit(tmp_path):
     assert pq.read_table(path)["acc"].to_pylist() == [0.5]
 
 
+def test_a_bounded_log_keeps_the_latest_whole_steps_with_their_texts(tmp_path):
+    size = RolloutLog(tmp_path / "one", max_bytes=10**9).write(1, 0, _columns("a")).stat().st_size
+    log = RolloutLog(tmp_path, max_bytes=5 * size + size // 2, when_full="remove_oldest")
+    for step in range(1, 8):
+        for update in (0, 1):
+            log.write(step, update, _columns("a"))
+            assert sum(path.stat().st_size for path in log_files(tmp_path)) <= log.max_bytes
+    assert [path.stem for path in log_files(tmp_path)] == ["6", "6_1", "7", "7_1"]
+    assert all(table["response"].to_pylist() == ["text"] for table in read_log(tmp_path))
+
+
+def test_a_bounded_log_counts_what_an_earlier_run_left(tmp_path):
+    whole = RolloutLog(tmp_path, max_bytes=10**9)
+    for step in range(1, 11):
+        size = whole.write(step, 0, _columns("a")).stat().st_size
+    resumed = RolloutLog(tmp_path, max_bytes=4 * size, when_full="remove_oldest")
+    assert resumed.remove_after(8) == 2
+    resumed.write(9, 0, _columns("a"))
+    assert [path.stem for path in log_files(tmp_path)] == ["6", "7", "8", "9"]
+
+
+def test_a_bounded_log_never_removes_the_step_it_writes(tmp_path):
+    log = RolloutLog(tmp_path, max_bytes=1, when_full="remove_oldest")
+    for step, update in ((1, 0), (2, 0), (2, 1)):
+        log.write(step, update, _columns("a"))
+    assert [path.stem for path in log_files(tmp_path)] == ["2", "2_1"]
+
+
+def test_a_bounded_log_does_not_mind_files_that_someone_removed(tmp_path):
+    log = RolloutLog(tmp_path, max_bytes=1, when_full="remove_oldest")
+    log.write(1, 0, _columns("a")).unlink()
+    log.write(2, 0, _columns("a"))
+    assert [path.stem for path in log_files(tmp_path)] == ["2"]
+
+
 def test_a_folder_without_a_log_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=FOLDER):
         log_files(tmp_path)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from verl_care.workers import state
-from verl_care.workers.state import STATE_FILE, StateError, load_state, save_state
+from verl_care.workers.state import STATE_FILE, StateError, check_tracker, load_state, save_state
 
 STATE = {"competence": [0.61], "updates": 7}
 
@@ -47,3 +47,20 @@ def test_an_older_state_goes_through_every_version_between(tmp_path, monkeypatch
     del steps[2]
     with pytest.raises(StateError, match="version 2; this verl_care reads version 3"):
         load_state(tmp_path, "care", 7)
+
+
+def test_a_tracker_that_a_crash_left_empty_is_named_with_the_step_to_go_on_from(tmp_path):
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    check_tracker(tmp_path)
+    tracker.write_text("8")
+    check_tracker(tmp_path)
+    tracker.write_text("")
+    with pytest.raises(StateError, match=f"{tracker}.*remove it to begin anew"):
+        check_tracker(tmp_path)
+    for step in (6, 8, 10):
+        (tmp_path / f"global_step_{step}").mkdir()
+    # verl writes data.pt last: step 10 is not whole.
+    for step in (6, 8):
+        (tmp_path / f"global_step_{step}" / "data.pt").touch()
+    with pytest.raises(StateError, match=f"{tracker}.*write 8 into it"):
+        check_tracker(tmp_path)

@@ -140,6 +140,8 @@ class _Chosen:
 class _Idle:
     """A part that is asked for things which have no meaning without a model."""
 
+    agent_loop_workers = ()
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)

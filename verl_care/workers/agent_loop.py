@@ -88,7 +88,14 @@ class CareAgentLoop(SingleTurnAgentLoop):
         if int(kwargs.get("session_id", 0)) < int(kwargs.get(SHUFFLED_RESPONSES_COLUMN) or 0):
             # verl makes a loop for every session, so that the stand-in is this session's alone.
             self.server_manager = _TwoAnswers(self, shuffled_params, fields)
-        output = await super().run(sampling_params, priority=priority, **kwargs)
+        seconds = (self.config.get("care") or {}).get("session_timeout_seconds")
+        try:
+            output = await asyncio.wait_for(super().run(sampling_params, priority=priority, **kwargs), seconds)
+        except TimeoutError:
+            raise TimeoutError(
+                f"record {kwargs.get('data_source')}/{kwargs.get('index')}, session {kwargs.get('session_id')}: "
+                f"no response after {seconds} s (care.session_timeout_seconds)"
+            ) from None
         # In every row, so that rows have the same keys.
         output.extra_fields.update(fields)
         return output

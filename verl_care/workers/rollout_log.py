@@ -1,7 +1,8 @@
 """The per-rollout log: one Parquet file an update under ``<trainer.default_local_dir>/care_rollouts``.
 
 A file is written whole and then renamed, so a reader never sees half of one. A run that begins at a checkpoint removes
-the files of later steps, which it will run again: the folder always tells one history.
+the files of later steps, which it will run again: the folder always tells one history. With ``remove_oldest`` it is the
+end of that history.
 """
 
 from __future__ import annotations
@@ -69,27 +70,44 @@ class RolloutLog:
 
     Args:
         run_dir: ``trainer.default_local_dir``.
-        max_bytes: once the folder holds this much, response texts are left out of further files; numbers never are.
+        max_bytes: size of the folder that ``when_full`` speaks of.
+        when_full: ``no_texts``: response texts are left out of further files, numbers never are; ``remove_oldest``: the
+            files of the oldest steps are removed until the folder fits, all but those of the step being written.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], max_bytes: int) -> None:
+    def __init__(self, run_dir: str | os.PathLike[str], max_bytes: int, when_full: str = "no_texts") -> None:
         self.folder = Path(run_dir) / FOLDER
         self.max_bytes = max_bytes
+        self.when_full = when_full
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._bytes = sum(path.stat().st_size for path in self.folder.glob("*.parquet"))
+        self._sizes = {path: path.stat().st_size for path in sorted(_files_in(self.folder), key=_order)}
+        self._bytes = sum(self._sizes.values())
 
     @property
     def keeps_text(self) -> bool:
-        """Whether response texts still fit."""
-        return self._bytes < self.max_bytes
+        """Whether response texts are written."""
+        return self.when_full == "remove_oldest" or self._bytes < self.max_bytes
 
     def remove_after(self, step: int) -> int:
         """Removes the files of steps after ``step``, which an abandoned run left; returns how many there were."""
-        abandoned = [path for path in _files_in(self.folder) if _order(path)[0] > step]
+        abandoned = [path for path in self._sizes if _order(path)[0] > step]
         for path in abandoned:
-            self._bytes -= path.stat().st_size
-            path.unlink()
+            self._remove(path)
         return len(abandoned)
+
+    def _remove(self, path: Path) -> None:
+        self._bytes -= self._sizes.pop(path)
+        # Someone may have cleaned up by hand.
+        path.unlink(missing_ok=True)
+
+    def _remove_oldest(self, step: int) -> None:
+        """Removes whole steps before ``step`` until the folder fits."""
+        while self._bytes > self.max_bytes:
+            oldest = _order(next(iter(self._sizes)))[0]
+            if oldest >= step:
+                break
+            for path in [path for path in self._sizes if _order(path)[0] == oldest]:
+                self._remove(path)
 
     def write(self, step: int, update: int, columns: dict[str, Any]) -> Path:
         """Writes the rollouts of one update.
@@ -110,7 +128,11 @@ class RolloutLog:
         partial = path.with_suffix(f".partial{os.getpid()}")
         pq.write_table(pa.table(filled, schema=SCHEMA), partial, compression="zstd")
         os.replace(partial, path)
-        self._bytes += path.stat().st_size
+        self._bytes -= self._sizes.pop(path, 0)
+        self._sizes[path] = path.stat().st_size
+        self._bytes += self._sizes[path]
+        if self.when_full == "remove_oldest":
+            self._remove_oldest(step)
         return path
 
 

@@ -70,3 +70,18 @@ def load_state(folder: str | os.PathLike[str], rule: str, global_step: int, file
             f"expected rule {rule} at step {global_step}. {remedy}"
         )
     return state
+
+
+def check_tracker(run_dir: str | os.PathLike[str]) -> None:
+    """Looks at the file in which verl notes the last complete checkpoint; verl 0.9.1 does not write it in one go.
+
+    Raises:
+        StateError: it holds no number, as after a crash while it was written; names the checkpoints that are there.
+    """
+    path = Path(run_dir) / "latest_checkpointed_iteration.txt"
+    if not path.exists() or path.read_bytes().strip().isdigit():
+        return
+    # data.pt is the last that verl writes before it.
+    steps = sorted(int(found.parent.name.rpartition("_")[2]) for found in path.parent.glob("global_step_*/data.pt"))
+    remedy = f"write {steps[-1]} into it" if steps else "remove it to begin anew, for there is no whole checkpoint"
+    raise StateError(f"{path}: expected the step of the last checkpoint, found {path.read_bytes()[:20]!r}; {remedy}")

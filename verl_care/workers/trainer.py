@@ -42,10 +42,11 @@ from verl_care.workers.batch import (
     spread_advantage,
 )
 from verl_care.workers.length_budget import LengthBudgetMixin, prepare_rollout
+from verl_care.workers.liveness import watch_rollouts
 from verl_care.workers.prompt_lifecycle import PromptLifecycleMixin
 from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
-from verl_care.workers.state import StateError, load_state, save_state
+from verl_care.workers.state import StateError, check_tracker, load_state, save_state
 from verl_care.workers.token_selection import TokenSelectionMixin, check_loss_mode
 from verl_care.workers.validation import ValidationMixin
 
@@ -95,11 +96,14 @@ class CareTrainerMixin(ValidationMixin):
         self._responses_a_prompt = self.config.actor_rollout_ref.rollout.n
         log = self.care_config.rollout_log
         self.rollout_log = (
-            RolloutLog(self.config.trainer.default_local_dir, int(log.max_gib * 2**30)) if log.enabled else None
+            RolloutLog(self.config.trainer.default_local_dir, int(log.max_gib * 2**30), log.when_full)
+            if log.enabled
+            else None
         )
         # separate_async compares the interval with its default; the others only wait for it.
         if self.verl_mode != "separate_async":
             self.replay_buffer.poll_interval = self.care_config.poll_interval
+        watch_rollouts(self)
 
     def _setup(self) -> None:
         with restarting_reward_workers():
@@ -250,6 +254,9 @@ class CareTrainerMixin(ValidationMixin):
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
+        trainer = self.config.trainer
+        if trainer.resume_mode == "auto":
+            check_tracker(trainer.default_local_dir)
         super()._load_checkpoint()
         if self.rollout_log is not None and (abandoned := self.rollout_log.remove_after(self.global_steps)):
             logger.warning(
@@ -258,7 +265,6 @@ class CareTrainerMixin(ValidationMixin):
             )
         if self.shaper is None or self.global_steps == 0:
             return
-        trainer = self.config.trainer
         by_path = trainer.resume_mode == "resume_path"
         folder = trainer.resume_from_path if by_path else f"{trainer.default_local_dir}/global_step_{self.global_steps}"
         try:
