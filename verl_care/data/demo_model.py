@@ -6,7 +6,6 @@ and what to look for in a clip, and is unsure about the answer, so that reinforc
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verl_care.data import demo_clips
+from verl_care.data import demo_clips, tiny_qwen
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -100,19 +99,11 @@ def build_processor(words: Sequence[str] | None = None, max_pixels: int = demo_c
 
 
 def build_model(tokenizer: Any, seed: int) -> Any:
-    """A Qwen2.5-VL of about half a million parameters with fan-in scaled weights.
-
-    With transformers' default (std 0.02) features of so small a model are lost in the residual stream: the clip changes
-    no log-probability by more than 4e-4. Scaling by the fan-in makes it about 0.4.
-    """
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    token = tokenizer.convert_tokens_to_ids
-    hidden = 96
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
+    """A Qwen2.5-VL of about half a million parameters with fan-in scaled weights."""
+    return tiny_qwen.build_model(
+        tokenizer,
+        text={
+            "hidden_size": 96,
             "intermediate_size": 256,
             "num_hidden_layers": 3,
             # 32 a head: vLLM's attention on CPU takes no less.
@@ -120,52 +111,21 @@ def build_model(tokenizer: Any, seed: int) -> Any:
             "num_key_value_heads": 3,
             "max_position_embeddings": 1024,
             "tie_word_embeddings": False,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
+            "rope_parameters": {"mrope_section": [4, 6, 6]},
             "use_sliding_window": False,
         },
-        vision_config={
+        vision={
             "depth": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "out_hidden_size": hidden,
             "window_size": 112,
             "fullatt_block_indexes": [0, 1],
-            # verl places frames at one second a pair, vLLM at 2/24 s; at 0 tokens a second both agree, and so do the
-            # log-probabilities of rollout and actor. The order of the frames is still there: two frames make one patch,
-            # and attention is causal.
+            # No position depends on seconds: the warm start and stock verl place frame pairs one second apart, vLLM and
+            # care.video.positions do not. So the warm-started weights fit them all, and rollout and actor agree with
+            # the video path switched off too. The order of the frames is still there: two frames make one patch, and
+            # attention is causal.
             "tokens_per_second": 0,
         },
-        tie_word_embeddings=False,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        seed=seed,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config).float()
-        init_by_fan_in(model)
-    model.generation_config.eos_token_id = token("<|im_end|>")
-    model.generation_config.pad_token_id = token("<|endoftext|>")
-    return model
-
-
-@torch.no_grad()
-def init_by_fan_in(model: Any) -> None:
-    """Draws the weights of a model anew, from torch's global generator, scaled by their fan-in."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv3d):
-            nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.5)
-    # A flat start over the words: the first steps learn the format instead of unlearning noise.
-    nn.init.normal_(model.lm_head.weight, std=0.02)
 
 
 @dataclass(frozen=True)

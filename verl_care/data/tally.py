@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from verl_care.data import demo_model
+from verl_care.data import demo_model, tiny_qwen
 from verl_care.data.demo_clips import write_mp4
 from verl_care.data.records import write_rows
 
@@ -159,14 +159,10 @@ def build_processor() -> Any:
 
 def build_model(tokenizer: Any, seed: int) -> Any:
     """A Qwen2.5-VL of under a million parameters that can tell the events of a clip apart by their time."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    token = tokenizer.convert_tokens_to_ids
-    hidden = 128
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
+    return tiny_qwen.build_model(
+        tokenizer,
+        text={
+            "hidden_size": 128,
             "intermediate_size": 256,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
@@ -174,36 +170,18 @@ def build_model(tokenizer: Any, seed: int) -> Any:
             "max_position_embeddings": 512,
             "tie_word_embeddings": False,
             # Most of the rotation goes by time: space is one token wide here.
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [12, 2, 2]},
-            "bos_token_id": token("<|endoftext|>"),
-            "eos_token_id": token("<|im_end|>"),
-            "pad_token_id": token("<|endoftext|>"),
+            "rope_parameters": {"mrope_section": [12, 2, 2]},
             "use_sliding_window": False,
         },
-        vision_config={
+        vision={
             "depth": 1,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "out_hidden_size": hidden,
             "window_size": 112,
             "fullatt_block_indexes": [0],
             # An event is two positions after the one before, as a pair of the trace is.
             "tokens_per_second": 2,
         },
-        tie_word_embeddings=False,
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
+        seed=seed,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config).float()
-        demo_model.init_by_fan_in(model)
-    model.generation_config.eos_token_id = token("<|im_end|>")
-    model.generation_config.pad_token_id = token("<|endoftext|>")
-    return model
 
 
 def clip_of(record: dict[str, Any]) -> Clip:

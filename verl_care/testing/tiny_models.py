@@ -6,16 +6,14 @@ log-probabilities.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from verl_care.data import demo_model
+from verl_care.data import demo_model, tiny_qwen
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = tuple(tiny_qwen.CLASSES)
 PATCH_SIZE = {"qwen2_5_vl": 14, "qwen3_vl": 16}
 
 
@@ -65,69 +63,23 @@ def build_model(family: str, tokenizer: Any, *, seed: int = 0, **vision: Any) ->
         seed: of the weights.
         vision: changes of the vision config.
     """
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-    )
-
-    token = tokenizer.convert_tokens_to_ids
-    ids = {
-        "image_token_id": token("<|image_pad|>"),
-        "video_token_id": token("<|video_pad|>"),
-        "vision_start_token_id": token("<|vision_start|>"),
-        "vision_end_token_id": token("<|vision_end|>"),
-    }
-    text = {
-        "vocab_size": len(tokenizer),
+    text: dict[str, Any] = {
         "hidden_size": 96,
         "intermediate_size": 192,
         "num_hidden_layers": 2,
         "num_attention_heads": 3,
         "num_key_value_heads": 3,
         "max_position_embeddings": 4096,
-        "bos_token_id": token("<|endoftext|>"),
-        "eos_token_id": token("<|im_end|>"),
-        "pad_token_id": token("<|endoftext|>"),
     }
-    tower = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 96, **vision}
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    config: Any
     if family == "qwen2_5_vl":
-        config = Qwen2_5_VLConfig(
-            text_config={**text, "rope_parameters": {**rope, "mrope_section": [4, 6, 6]}, "use_sliding_window": False},
-            # 2 positions a second, as in the released models; the class's default is 4.
-            vision_config={"window_size": 112, "fullatt_block_indexes": [0, 1], "tokens_per_second": 2, **tower},
-            tie_word_embeddings=False,
-            **ids,
-        )
-        model_class: Any = Qwen2_5_VLForConditionalGeneration
+        text |= {"rope_parameters": {"mrope_section": [4, 6, 6]}, "use_sliding_window": False}
+        # 2 positions a second, as in the released models; the class's default is 4.
+        tower: dict[str, Any] = {"window_size": 112, "fullatt_block_indexes": [0, 1], "tokens_per_second": 2}
     else:
-        config = Qwen3VLConfig(
-            text_config={
-                **text,
-                "head_dim": 32,
-                "rope_parameters": {**rope, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
-            },
-            vision_config={"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64, **tower},
-            tie_word_embeddings=False,
-            **ids,
-        )
-        model_class = Qwen3VLForConditionalGeneration
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(config).float()
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, nn.Linear | nn.Conv3d):
-                    nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight[0].numel()))
-                elif isinstance(module, nn.Embedding):
-                    nn.init.normal_(module.weight, std=0.5)
-            nn.init.normal_(model.lm_head.weight, std=0.3)
-    model.generation_config.eos_token_id = token("<|im_end|>")
-    model.generation_config.pad_token_id = token("<|endoftext|>")
-    return model.eval()
+        text |= {"head_dim": 32, "rope_parameters": {"mrope_section": [6, 5, 5], "mrope_interleaved": True}}
+        tower = {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    tower |= {"depth": 2, **vision}
+    return tiny_qwen.build_model(tokenizer, text=text, vision=tower, seed=seed, family=family, head_std=0.3).eval()
 
 
 def save(folder: Path, family: str, **pixels: int) -> Path:
