@@ -301,10 +301,16 @@ def correct_probability(
     return torch.cat(found)
 
 
-def noisy_answer(prompt: Prompt, noise: float, rng: random.Random) -> str:
+AnswersOf = Callable[[str], Sequence[str]]
+"""Every ground truth that a kind of question can have."""
+
+
+def noisy_answer(
+    prompt: Prompt, noise: float, rng: random.Random, answers_of: AnswersOf = demo_clips.answers_of
+) -> str:
     """The right answer, or with probability `noise` one drawn uniformly from all answers of that kind."""
     if rng.random() < noise:
-        return rng.choice(demo_clips.answers_of(prompt.kind))
+        return rng.choice(answers_of(prompt.kind))
     return prompt.truth
 
 
@@ -320,6 +326,7 @@ def train_answers(
     peak_lr: float,
     batch_size: int = 48,
     answer_weight: float = 4.0,
+    answers_of: AnswersOf = demo_clips.answers_of,
     on_step: Callable[[], None] | None = None,
 ) -> None:
     """Supervised training on drawn responses.
@@ -336,6 +343,7 @@ def train_answers(
         peak_lr: highest learning rate of a one-cycle schedule.
         batch_size: prompts a step.
         answer_weight: weight of the answer's tokens against the mean over all tokens.
+        answers_of: what a random answer is drawn from.
         on_step: called after each step.
     """
     rng = random.Random(seed)
@@ -343,7 +351,7 @@ def train_answers(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         part = rng.sample(list(prompts), min(batch_size, len(prompts)))
-        texts = [draw_response(noisy_answer(prompt, noise, rng), rng, mean_thoughts) for prompt in part]
+        texts = [draw_response(noisy_answer(prompt, noise, rng, answers_of), rng, mean_thoughts) for prompt in part]
         responses = [response_ids(tokenizer, text) for text in texts]
         logprobs, mask = token_logprobs(model, collate(model, part, responses))
         answering = _after_answer_tag(tokenizer, part, responses, mask)
@@ -379,6 +387,7 @@ def warm_start(
     *,
     seed: int,
     plan: WarmStart = WarmStart(),  # noqa: B008
+    answers_of: AnswersOf = demo_clips.answers_of,
     on_step: Callable[[], None] | None = None,
 ) -> None:
     """Right answers first, then answers of which a share is drawn at random.
@@ -392,6 +401,7 @@ def warm_start(
         prompts: the training questions.
         seed: of everything drawn.
         plan: lengths of the parts.
+        answers_of: what a random answer is drawn from.
         on_step: called after each step.
     """
     model.train()
@@ -406,6 +416,7 @@ def warm_start(
             noise=noise,
             mean_thoughts=mean_thoughts,
             peak_lr=peak_lr,
+            answers_of=answers_of,
             on_step=on_step,
         )
     model.eval()
