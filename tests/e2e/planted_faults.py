@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from typing import Any
 
@@ -10,8 +11,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl_care.rewards import scorer
 from verl_care.workers.agent_loop import CareAgentLoop, rollout_seed
 
-SESSIONS = 40
-"""One session in so many raises."""
+SESSIONS = 200
+"""Of so many sessions five raise, one waits for an answer that never comes, and each of the other faults hits three."""
 
 SCORES = 50
 """One response in so many makes the scoring function raise."""
@@ -20,9 +21,30 @@ SCORES = 50
 class FaultyAgentLoop(CareAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         identity = (int(kwargs[name]) for name in ("index", "session_id", "global_steps"))
-        if rollout_seed(0, "fault", *identity) % SESSIONS == 0:
+        number = rollout_seed(0, "fault", *identity) % SESSIONS
+        if number < 5:
             raise RuntimeError("planted: this session fails")
+        self.server_manager = FaultyServer(self.server_manager, number, self.tokenizer, self.response_length)
         return await super().run(sampling_params, priority=priority, **kwargs)
+
+
+class FaultyServer:
+    """Stands for the rollout servers and spoils the answer of some sessions."""
+
+    def __init__(self, client: Any, number: int, tokenizer: Any, response_length: int) -> None:
+        self.client, self.number, self.tokenizer, self.response_length = client, number, tokenizer, response_length
+
+    async def generate(self, **request: Any) -> Any:
+        if self.number == 5:
+            await asyncio.Event().wait()
+        answer = await self.client.generate(**request)
+        tokens = {
+            6: [],
+            7: [self.tokenizer.eos_token_id] * 3,
+            8: (answer.token_ids * self.response_length)[: 2 * self.response_length],
+        }.get(self.number % 67, answer.token_ids)
+        log_probs = [-1.0] * len(tokens) if tokens is not answer.token_ids else answer.log_probs
+        return answer.model_copy(update={"token_ids": tokens, "log_probs": log_probs})
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: Any, **kwargs: Any) -> dict:

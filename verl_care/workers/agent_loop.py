@@ -88,14 +88,15 @@ class CareAgentLoop(SingleTurnAgentLoop):
         if int(kwargs.get("session_id", 0)) < int(kwargs.get(SHUFFLED_RESPONSES_COLUMN) or 0):
             # verl makes a loop for every session, so that the stand-in is this session's alone.
             self.server_manager = _TwoAnswers(self, shuffled_params, fields)
+        name = f"record {kwargs.get('data_source')}/{kwargs.get('index')}, session {kwargs.get('session_id')}"
         seconds = (self.config.get("care") or {}).get("session_timeout_seconds")
         try:
             output = await asyncio.wait_for(super().run(sampling_params, priority=priority, **kwargs), seconds)
         except TimeoutError:
-            raise TimeoutError(
-                f"record {kwargs.get('data_source')}/{kwargs.get('index')}, session {kwargs.get('session_id')}: "
-                f"no response after {seconds} s (care.session_timeout_seconds)"
-            ) from None
+            raise TimeoutError(f"{name}: no response after {seconds} s (care.session_timeout_seconds)") from None
+        if not output.response_ids:
+            # verl would place the reward on its last token.
+            raise ValueError(f"{name}: the rollout engine returned no tokens")
         # In every row, so that rows have the same keys.
         output.extra_fields.update(fields)
         return output
