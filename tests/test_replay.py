@@ -225,6 +225,15 @@ def test_fill_lets_a_rule_run_that_needs_a_column(tmp_path):
     assert result.totals["bonus_right"] < 0
 
 
+def test_a_log_that_begins_late_is_replayed_from_there_with_a_warning(tmp_path, caplog):
+    write_run(tmp_path, num_steps=3)
+    (tmp_path / "care_rollouts" / "1.parquet").unlink()
+    (result,) = replay(read_batches(open_run(tmp_path)), {"care": parse_rule("care")})
+    assert [row["step"] for row in result.series] == [2, 3]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path}: the log begins at step 2") and "\n" not in warning
+
+
 def test_rules_left_out_by_default_say_why():
     rules, left_out = default_rules()
     assert {"care", "kimi_k1_5", "none"} <= set(rules)

@@ -8,6 +8,7 @@ for, not where it would have led (``verl-care simulate`` does that, in a model).
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from verl_care.shaping import get_rule, get_rule_class, groups, list_rules
 from verl_care.shaping.base import NoState, Properties, Rule, Shaped, ShapingBatch
+
+logger = logging.getLogger(__name__)
 
 LOG_COLUMNS = ["step", "uid", "prompt_key", "acc", "score", "bonus", "temporal_bonus", "length", "evicted_pass_rate"]
 """Columns of the rollout log that a replay reads."""
@@ -138,7 +141,7 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Finds the rollouts of a run.
+    """Finds the rollouts of a run; warns where they do not begin with its first step.
 
     Args:
         path: a run's folder (``trainer.default_local_dir``), its ``care_rollouts``, a folder of dumps, or one file.
@@ -157,6 +160,11 @@ def open_run(path: str | Path) -> Run:
         raise ReplayError(
             f"{path}: no rollouts; expected a run of verl_care (care_rollouts/<step>.parquet) "
             "or verl's trainer.rollout_data_dir (<step>.jsonl)"
+        )
+    first = candidates[0].stem.partition("_")[0]
+    if not path.is_file() and int(first) > 1:
+        logger.warning(
+            f"{path}: the log begins at step {first}; so does the state of rules, and what is said of the run's beginning"
         )
     if candidates[0].suffix == ".jsonl":
         return Run(path, tuple(candidates), None)

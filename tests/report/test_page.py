@@ -47,6 +47,18 @@ def test_figures_of_a_hand_made_run(tmp_path):
     assert set(run.lengths["peak"].tolist()) == {300.0}
 
 
+def test_a_log_that_begins_late_is_shown_as_such(tmp_path, capsys, caplog):
+    write_run(tmp_path / "whole", [100, 100])
+    write_run(tmp_path / "late", [100, 100, 60])
+    (tmp_path / "late" / "care_rollouts" / "1.parquet").unlink()
+    assert main([tmp_path / "whole", tmp_path / "late"], out_dir=tmp_path / "report", as_json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(row["first_step"], row["updates"]) for row in shown["runs"]] == [(1, 2), (2, 2)]
+    assert "<td>2 from step 2</td>" in (tmp_path / "report" / "report.html").read_text()
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path / 'late'}: the log begins at step 2")
+
+
 def test_token_reduction_compares_the_ends(tmp_path):
     short = read_run(write_run(tmp_path / "short", [100, 100, 60]))
     long = read_run(write_run(tmp_path / "long", [100, 100, 240]))

@@ -147,6 +147,7 @@ def summarise(runs: Sequence[RunData], baseline: RunData | None) -> list[dict[st
     return [
         {
             "run": run.name,
+            "first_step": int(run.series["step"][0]),
             "updates": len(run.series["step"]),
             "rollouts": run.num_rollouts,
             "length_early": run.mean("length", "early"),
@@ -384,7 +385,8 @@ def write_report(
 
 
 def _cells(row: Mapping[str, Any], with_baseline: bool) -> list[str]:
-    cells = [row["run"], f"{row['updates']}", f"{row['rollouts']}"]
+    since = f" from step {row['first_step']}" if row["first_step"] > 1 else ""
+    cells = [row["run"], f"{row['updates']}{since}", f"{row['rollouts']}"]
     cells += [f"{row[name]:.0f}" for name in ("length_early", "length_peak", "length_late")]
     cells += [f"{row[name]:.3f}" for name in ("accuracy_early", "accuracy_late")]
     cells += [f"{row['token_reduction']:+.1%}"] if with_baseline else []
