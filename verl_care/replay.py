@@ -164,7 +164,7 @@ def open_run(path: str | Path) -> Run:
     first = candidates[0].stem.partition("_")[0]
     if not path.is_file() and int(first) > 1:
         logger.warning(
-            f"{path}: the log begins at step {first}; so does the state of rules, and what is said of the run's beginning"
+            f"{path}: the log begins at step {first}; so do the state of rules and what is said of its beginning"
         )
     if candidates[0].suffix == ".jsonl":
         return Run(path, tuple(candidates), None)
