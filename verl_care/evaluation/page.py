@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_care.evaluation.scores import INDISTINGUISHABLE
+from verl_care.report import html
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -229,58 +228,34 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Evaluation</title>
-<style>
-  :root { color-scheme: light; }
-  body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
-         max-width: 76rem; }
-  h1 { font-size: 1.4rem; margin: 0 0 .5rem; }
-  h2 { font-size: 1.1rem; margin: 1.5rem 0 .3rem; }
-  .scroll { overflow-x: auto; margin-bottom: 1rem; }
+_TEMPLATE = """{% block style %}
+  h2 { margin: 1.5rem 0 .3rem; }
+  .scroll { margin-bottom: 1rem; }
   .details { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start; }
-  table { border-collapse: collapse; font-size: .9rem; }
   caption { text-align: left; color: #666; }
-  th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-  th:first-child, td:first-child { text-align: left; }
-  img { width: 100%; max-width: 46rem; height: auto; }
-  p { max-width: 46rem; overflow-wrap: anywhere; }
-</style>
-</head>
-<body>
-<h1>Evaluation</h1>
-{% for heads, rows in tables %}<div class="scroll"><table>
-<thead><tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-{% endfor %}{% for note in notes %}<p>{{ note }}</p>
-{% endfor %}<img src="data:image/png;base64,{{ figure }}" alt="strict scores with their intervals">
+  img { max-width: 46rem; }
+{% endblock %}
+{% block body %}<h1>{{ title }}</h1>
+{% for heads, rows in tables %}{{ parts.table(heads, rows) }}{% endfor %}
+{% for note in notes %}<p>{{ note }}</p>
+{% endfor %}{{ parts.figure(figure, "strict scores with their intervals") }}
 {% for name, readings, details in benchmarks %}{% if details %}<h2>{{ name }}</h2>
-<div class="details">{% for title, rows in details %}<div class="scroll"><table><caption>{{ title }}</caption>
-<thead><tr><th></th>{% for reading in readings %}<th>{{ reading }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-{% endfor %}</div>
-{% endif %}{% endfor %}</body>
-</html>
-"""
+<div class="details">{% for title, rows in details %}{{ parts.table([""] + readings, rows, title) }}{% endfor %}</div>
+{% endif %}{% endfor %}{% endblock %}"""
 
 
 def to_html(results: Mapping[str, Any]) -> str:
     """``results.html``: no script, nothing to load."""
-    import jinja2
-
     benchmarks = [
         (name, list(entry["headline"]), detail_tables(entry)) for name, entry in results["benchmarks"].items()
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_TEMPLATE).render(
-        tables=_tables(results), notes=notes(results), figure=_draw_scores(results), benchmarks=benchmarks
+    return html.render(
+        _TEMPLATE,
+        title="Evaluation",
+        tables=_tables(results),
+        notes=notes(results),
+        figure=_draw_scores(results),
+        benchmarks=benchmarks,
     )
 
 
@@ -306,6 +281,4 @@ def _draw_scores(results: Mapping[str, Any]) -> str:
     axis.set_xlabel("dot: strict with its interval; bar: lenient; cross: blind")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, axis="x")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return html.to_base64(html.to_png(figure))

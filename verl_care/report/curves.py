@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verl_care.config import STAGES, CareConfig
+from verl_care.data.records import replace_file
 
 STAGE_COLOURS = ("#e8f1fb", "#f3f8fd", "#fdf3e7", "#fae3cc")
 """Backgrounds of the four stages: blue while length is rewarded, orange while brevity is."""
@@ -128,9 +129,8 @@ def draw_curves(
         figure.suptitle(title)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(partial, dpi=130, format="png")
-    os.replace(partial, path)
+    with replace_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=130, format="png")
     return path
 
 

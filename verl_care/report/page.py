@@ -6,11 +6,8 @@ has, comes from what verl's ``file`` logger wrote, where that is given. The page
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +21,9 @@ import torch
 from torch import Tensor
 
 from verl_care.config import STAGES
+from verl_care.data.records import replace_file
 from verl_care.replay import ReplayError, open_run
-from verl_care.report import tokens
+from verl_care.report import html, tokens
 from verl_care.report.curves import COMPETENCE, STAGE_COLOURS, moving_mean, read_metrics
 from verl_care.shaping import groups
 
@@ -296,51 +294,24 @@ def draw_figures(runs: Sequence[RunData]) -> dict[str, Any]:
 
 # The page
 
-TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ title }}</title>
-<style>
-  :root { color-scheme: light; }
-  body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
-         max-width: 76rem; overflow-wrap: anywhere; }
-  h1 { font-size: 1.4rem; margin: 0 0 .5rem; }
-  .scroll { overflow-x: auto; }
-  table { border-collapse: collapse; font-size: .9rem; }
-  th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-  th:first-child, td:first-child { text-align: left; }
-  .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem;
-             margin-top: 1rem; }
-  img { width: 100%; height: auto; }
-  p { max-width: 46rem; }
-  h2 { font-size: 1.1rem; } h3 { font-size: .9rem; font-weight: 600; margin: 1rem 0 .2rem; }
+TEMPLATE = """{% block style %}
+  h3 { font-size: .9rem; font-weight: 600; margin: 1rem 0 .2rem; }
   {{ token_style }}
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<div class="scroll"><table>
-<thead><tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</tbody>
-</table></div>
+{% endblock %}
+{% block body %}<h1>{{ title }}</h1>
+{{ parts.table(heads, rows) }}
 <p>Early and late are the first and the last tenth of the updates, peak the tenth around the longest responses. Bands
 are the stages of {{ first }}.{% if baseline %} Token reduction is against {{ baseline }}, late.{% endif %} Length-only
 groups have equal scores and unequal rewards.</p>
 <div class="figures">
-{% for figure in figures %}<img src="data:image/png;base64,{{ figure.data }}" alt="{{ figure.name }}">
-{% endfor %}</div>
+{% for figure in figures %}{{ parts.figure(figure.data, figure.name) }}{% endfor %}</div>
 {% for run in pictured %}<h2>Tokens that train, {{ run.name }}</h2>
 <p class="legend">{% for span in legend %}<span class="{{ span.style }}">{{ span.text }}</span> {% endfor %}: colours
 say which signals chose a token, the line under it that it trains.</p>
 {% for picture in run.pictures %}<h3>{{ picture.title }}</h3>
 <div class="tokens">{% for span in picture.spans %}<span class="{{ span.style }}" title="{{ span.hint }}">\
 {{ span.text }}</span>{% endfor %}</div>
-{% endfor %}{% endfor %}</body>
-</html>
-"""
+{% endfor %}{% endfor %}{% endblock %}"""
 
 
 def write_report(
@@ -351,33 +322,27 @@ def write_report(
     Returns:
         Path of the page.
     """
-    import jinja2
-
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     figures = []
     for name, figure in draw_figures(runs).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=130, format="png")
-        _write(out_dir / f"{name}.png", buffer.getvalue())
-        figures.append({"name": name.replace("_", " "), "data": base64.b64encode(buffer.getvalue()).decode()})
+        png = html.to_png(figure)
+        _write(out_dir / f"{name}.png", png)
+        figures.append({"name": name.replace("_", " "), "data": html.to_base64(png)})
     summary = summarise(runs, baseline)
     heads = ["run", "updates", "rollouts", "length early", "peak", "late", "accuracy early", "late"]
     heads += (["token reduction"] if baseline else []) + ["length-only groups", "unparsed, late"]
-    page = (
-        jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-        .from_string(TEMPLATE)
-        .render(
-            title=title,
-            heads=heads,
-            rows=[_cells(row, baseline is not None) for row in summary],
-            figures=figures,
-            first=runs[0].name,
-            baseline=baseline.name if baseline else None,
-            pictured=[run for run in runs if run.pictures],
-            legend=tokens.legend(),
-            token_style=tokens.style_sheet(),
-        )
+    page = html.render(
+        TEMPLATE,
+        title=title,
+        heads=heads,
+        rows=[_cells(row, baseline is not None) for row in summary],
+        figures=figures,
+        first=runs[0].name,
+        baseline=baseline.name if baseline else None,
+        pictured=[run for run in runs if run.pictures],
+        legend=tokens.legend(),
+        token_style=tokens.style_sheet(),
     )
     _write(out_dir / "report.json", json.dumps(summary, indent=1).encode())
     _write(out_dir / "report.html", page.encode())
@@ -394,9 +359,8 @@ def _cells(row: Mapping[str, Any], with_baseline: bool) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with replace_file(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def main(
