@@ -266,6 +266,31 @@ def test_replay_buffer_polls_at_an_attribute():
     )
 
 
+def test_the_replay_buffer_waits_and_drops_in_methods_of_its_own(base):
+    from verl.experimental.agent_loop.agent_loop import AgentLoopManager
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+    from verl.workers.rollout.llm_server import LLMServerManager
+
+    used_by = "verl_care/workers/liveness.py"
+    for method in (ReplayBuffer.sample, ReplayBufferAsync.wait_for_sampleable):
+        order = ["_terminal_eviction_reasons", "_evict_terminal_groups", "_wait_for_next_poll"]
+        relied_on(in_this_order(calls_in_order(method), order), f"{method.__qualname__} calls {order}", used_by)
+    relied_on(
+        parameters(ReplayBuffer._evict_terminal_groups)[1:] == ["global_steps", "partition_id", "eviction_reasons"]
+        and "stale_uids, dapo_uids, failed_uids, dapo_counts" in inspect.getsource(ReplayBuffer._evict_terminal_groups),
+        "eviction reasons are the stale, filtered and failed prompts and a count of the filtered",
+        used_by,
+    )
+    relied_on(
+        hasattr(base.PPOTrainer, "_rollout_server_managers")
+        and "self.agent_loop_workers" in inspect.getsource(AgentLoopManager._init_agent_loop_workers)
+        and "self.server_handles" in inspect.getsource(LLMServerManager._initialize_llm_servers)
+        and "self.global_load_balancer" in inspect.getsource(LLMServerManager._init_global_load_balancer),
+        "trainers and managers hold the actors of the rollout side",
+        used_by,
+    )
+
+
 def test_separate_async_compares_its_waiting_with_the_poll_interval():
     from verl.trainer.ppo.v1 import get_trainer_cls
 

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from verl_care.workers import liveness
-from verl_care.workers.liveness import DeadWorkerError, Liveness, rollout_actors, watch_rollouts
+from verl_care.workers.liveness import (
+    DeadWorkerError,
+    Failures,
+    Liveness,
+    RolloutError,
+    rollout_actors,
+    watch_rollouts,
+)
 
 
 @pytest.fixture
@@ -45,7 +52,10 @@ def test_a_dead_process_ends_the_wait_for_responses(workers, monkeypatch, dead):
     servers = SimpleNamespace(server_addresses=["here:1"], server_handles=[workers[1]], global_load_balancer=workers[2])
     trainer = SimpleNamespace(
         agent_loop_manager=SimpleNamespace(agent_loop_workers=[workers[3], workers[0]]),
-        replay_buffer=SimpleNamespace(_wait_for_next_poll=lambda partition, last: last + 1),
+        config=SimpleNamespace(data=SimpleNamespace(train_batch_size=1)),
+        replay_buffer=SimpleNamespace(
+            _wait_for_next_poll=lambda partition, last: last + 1, _evict_terminal_groups=lambda *args: args
+        ),
         _rollout_server_managers=lambda: [servers],
     )
     watch_rollouts(trainer)
@@ -75,6 +85,15 @@ def test_looks_are_seldom(monkeypatch):
         monkeypatch.setattr(liveness.time, "monotonic", lambda now=start + seconds: now)
         watched.check()
         assert len(looks) == looked
+
+
+def test_failures_count_until_a_prompt_is_answered():
+    failures = Failures(limit=4)
+    # (failed, answered so far): the third look has an answer more, the fifth follows an update.
+    for failed, answered in ((2, 1), (2, 1), (2, 2), (1, 2), (1, 0), (0, 0)):
+        failures.count(failed, answered)
+    with pytest.raises(RolloutError, match="^5 prompts failed"):
+        failures.count(1, 0)
 
 
 def test_a_trainer_before_its_agent_loops_has_none(transfer_queue):

@@ -1,8 +1,9 @@
-"""Ends a run that has lost a process of its rollout side, which verl would not notice.
+"""Ends a run whose rollout side is lost, which verl would not notice.
 
 In verl 0.9.1 the prompts of a dead agent loop worker stay ``running``, and the trainer waits for them without end; a
 dead rollout server fails the sessions that it is given, one in so many for the rest of the run. Neither is started
-anew, so the run ends, and goes on from its last checkpoint.
+anew, so the run ends, and goes on from its last checkpoint. Its asynchronous trainers draw another prompt for each one
+that fails, without end where all do.
 """
 
 from __future__ import annotations
@@ -19,8 +20,16 @@ INTERVAL_SECONDS = 5.0
 """Seconds between two looks. A dead process is found at the next look but one."""
 
 
+MAX_FAILED_BATCHES = 3
+"""Batches' worth of prompts that may fail one after another without one that is answered."""
+
+
 class DeadWorkerError(RuntimeError):
     """A process that the run cannot go on without has died; the message names it."""
+
+
+class RolloutError(RuntimeError):
+    """Prompt after prompt fails; the message says how many."""
 
 
 class Liveness:
@@ -75,19 +84,58 @@ def rollout_actors(trainer: Any) -> dict[str, Any]:
     return actors
 
 
-def watch_rollouts(trainer: Any) -> None:
-    """Lets a V1 trainer look at its rollout side whenever its replay buffer waits for responses.
+class Failures:
+    """Counts the prompts that fail one after another.
 
-    A buffer of one's own (``trainer.v1.sampler.custom_sampler``) that does not wait in verl's way is left alone.
+    Args:
+        limit: of them; one more is too many.
     """
-    wait = getattr(trainer.replay_buffer, "_wait_for_next_poll", None)
-    if wait is None:
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._failed = self._answered = 0
+
+    def count(self, failed: int, answered: int) -> None:
+        """Counts one look of the replay buffer.
+
+        Args:
+            failed: prompts that have failed since the look before.
+            answered: prompts that are answered and not yet trained on.
+
+        Raises:
+            RolloutError: more than the limit have failed since one was answered.
+        """
+        self._failed = failed + (self._failed if answered <= self._answered else 0)
+        self._answered = answered
+        if self._failed > self._limit:
+            raise RolloutError(
+                f"{self._failed} prompts failed one after another and none was answered: see the errors of their "
+                "sessions above; verl-care doctor and data.care.check_media=true look for what may be wrong"
+            )
+
+
+def watch_rollouts(trainer: Any) -> None:
+    """Lets a V1 trainer look at its rollout side whenever its replay buffer waits for responses or drops failed ones.
+
+    A buffer of one's own (``trainer.v1.sampler.custom_sampler``) that does not do so in verl's way is left alone.
+    """
+    buffer = trainer.replay_buffer
+    if not (hasattr(buffer, "_wait_for_next_poll") and hasattr(buffer, "_evict_terminal_groups")):
         return
     liveness = Liveness(lambda: rollout_actors(trainer))
+    failures = Failures(MAX_FAILED_BATCHES * trainer.config.data.train_batch_size)
+    wait, evict = buffer._wait_for_next_poll, buffer._evict_terminal_groups
 
     @functools.wraps(wait)
-    def watched(*args: Any, **kwargs: Any) -> float:
+    def watched_wait(*args: Any, **kwargs: Any) -> float:
         liveness.check()
         return wait(*args, **kwargs)
 
-    trainer.replay_buffer._wait_for_next_poll = watched
+    @functools.wraps(evict)
+    def watched_evict(global_steps: int, partition_id: str, reasons: Any) -> Any:
+        if partition_id != "val":
+            # verl's reasons: stale, filtered, failed, and a count of the filtered.
+            failures.count(len(reasons[2]), len(buffer.finished_keys[partition_id]))
+        return evict(global_steps, partition_id, reasons)
+
+    buffer._wait_for_next_poll, buffer._evict_terminal_groups = watched_wait, watched_evict
