@@ -51,14 +51,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--rule", default="care")
-    parser.add_argument("--log-gib", type=float, default=1.0, help="care.rollout_log.max_gib: texts stop there")
+    parser.add_argument("--log-gib", type=float, default=1.0, help="care.rollout_log.max_gib")
+    parser.add_argument(
+        "--when-full", default="no_texts", choices=["no_texts", "remove_oldest"], help="care.rollout_log.when_full"
+    )
     arguments = parser.parse_args()
 
     rule = get_rule(arguments.rule)
     state = rule.initial_state()
     seconds, memory = [], []
     with tempfile.TemporaryDirectory() as folder:
-        log = RolloutLog(folder, int(arguments.log_gib * 2**30))
+        log = RolloutLog(folder, int(arguments.log_gib * 2**30), arguments.when_full)
         for step in track(range(1, arguments.steps + 1), description="steps"):
             batch = make_batch(step, arguments.rollouts, arguments.group_size)
             # 100 characters that do not compress to nothing, as answers do.
@@ -102,6 +105,7 @@ def main() -> None:
                 "memory_mib_first": round(statistics.median(memory[:tenth]) / 2**20),
                 "memory_mib_last": round(statistics.median(memory[-tenth:]) / 2**20),
                 "state_bytes": state_bytes,
+                "log_steps": len(log_bytes),
                 "log_mib": round(sum(log_bytes) / 2**20, 1),
                 "log_mib_a_step_first": round(log_bytes[0] / 2**20, 3),
                 "log_mib_a_step_last": round(log_bytes[-1] / 2**20, 3),
