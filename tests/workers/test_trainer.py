@@ -550,8 +550,9 @@ def test_group_filtering_reads_raw_accuracy_and_the_competence_counts_what_it_to
     overrides.append("actor_rollout_ref.actor.ppo_mini_batch_size=2")
     trainer = make_trainer(tmp_path, *overrides)
     kept = {uid: {**PROMPTS[uid], "accuracy": [1, 1, 0, 0]} for uid in ("a", "b")}
-    # Equal accuracies but different lengths: shaped rewards differ, raw ones do not.
-    taken = {"d": PROMPTS["d"], "e": {"accuracy": [0] * N, "length": [10, 20, 30, 40]}, "f": PROMPTS["d"]}
+    # Equal accuracies but different lengths and formats: scores and shaped rewards differ.
+    all_wrong = {"accuracy": [0] * N, "length": [10, 20, 30, 40], "format": [0, 1, 0, 1]}
+    taken = {"d": PROMPTS["d"], "e": all_wrong, "f": PROMPTS["d"]}
     put_groups([make_rows({uid: group}) for uid, group in (kept | taken).items()], train_partition, n=N)
     update = run_update(trainer, 2)
     assert {key.split("_")[0] for key in update.keys()} == {"a", "b"}
@@ -560,6 +561,21 @@ def test_group_filtering_reads_raw_accuracy_and_the_competence_counts_what_it_to
     assert update.metrics["care/competence"] == pytest.approx(competence, abs=1e-6)
     assert competence != pytest.approx(expected_of(kept)[1], abs=1e-4)
     assert replay(log_of(tmp_path)) == pytest.approx(competence, abs=1e-6)
+
+
+def test_group_filtering_by_another_metric_warns_and_counts_who_is_left(train_partition, tmp_path, caplog):
+    overrides = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=reward"]
+    trainer = make_trainer(
+        tmp_path, *overrides, "data.train_batch_size=2", "actor_rollout_ref.actor.ppo_mini_batch_size=2"
+    )
+    # The score is accuracy plus format: an all-wrong group with different formats stays.
+    kept = {"a": PROMPTS["a"], "e": {"accuracy": [0] * N, "length": [10, 20, 30, 40], "format": [0, 1, 0, 1]}}
+    put_groups([make_rows({uid: group}) for uid, group in (kept | {"d": PROMPTS["d"]}).items()], train_partition, n=N)
+    update = run_update(trainer, 2)
+    assert {key.split("_")[0] for key in update.keys()} == {"a", "e"}
+    assert update.metrics["training/filter_groups/evicted_samples"] == 1
+    assert update.metrics["care/competence"] == pytest.approx(expected_of(kept)[1], abs=1e-6)
+    assert any("filter_groups.metric=reward" in message and "metric=acc" in message for message in caplog.messages)
 
 
 def test_colocate_async_trains_on_whole_groups_and_refills_failed_ones(train_partition, tmp_path):
