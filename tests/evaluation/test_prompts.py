@@ -61,6 +61,19 @@ def test_a_level_of_frames_is_exact():
     assert prompts.video_parts(prompts.at_frames(messages, 64)) == [{"type": "video", "video": "a.mp4", "nframes": 64}]
 
 
+def test_parts_of_one_video_share_its_frames():
+    """As CG-Bench/CG-Bench, ``run/utils.py``, ``sample_frames_clue_average``: by length, rounded down."""
+    ranges = [(10.0, 16.0), (40.0, 43.0), (90.0, 91.0)]
+    videos = [{"video": "a.mp4", "video_start": start, "video_end": end} for start, end in ranges]
+    row = choice(videos=[*videos, {"video": "b.mp4", "video_start": 0.0, "video_end": 1.0}])
+    messages = prompts.build_messages(row)
+    # 6, 3 and 1 of ten seconds; a part has at least one patch of two frames; another file has them all.
+    exact = [part["nframes"] for part in prompts.video_parts(prompts.at_frames(messages, 16))]
+    assert exact == [9, 4, 2, 16]
+    capped = prompts.video_parts(prompts.set_budget(messages, max_frames=16))
+    assert [(part["max_frames"], part["min_frames"]) for part in capped] == [(9, 4), (4, 4), (2, 2), (16, 4)]
+
+
 def test_options_move_under_their_letters_and_the_right_one_is_followed():
     seen = set()
     for seed in range(30):

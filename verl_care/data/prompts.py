@@ -77,7 +77,13 @@ def ask_when(query: str) -> str:
 
 
 def build_prompt(
-    style: str, question: str, problem_type: str, options: Sequence[str] = (), *, preamble: str = ""
+    style: str,
+    question: str,
+    problem_type: str,
+    options: Sequence[str] = (),
+    *,
+    preamble: str = "",
+    form: str | None = None,
 ) -> tuple[str | None, str]:
     """Words a question in the style of a published run.
 
@@ -87,6 +93,7 @@ def build_prompt(
         problem_type: one of the scorer's ``PROBLEM_TYPES``; decides the form of the answer that is asked for.
         options: ``A. …`` each; may be empty.
         preamble: text in front of the question, such as subtitles.
+        form: instruction on the answer's form; None takes the style's own.
 
     Returns:
         System turn, None where the style has none, and user turn, both without placeholders.
@@ -96,11 +103,12 @@ def build_prompt(
     """
     question = preamble + question
     if style == "video_r1":
-        return None, _VIDEO_R1.format(question=add_options(question, options)) + _FORMS[problem_type]
+        return None, _VIDEO_R1.format(question=add_options(question, options)) + (form or _FORMS[problem_type])
     if style == "video_rts":
         listed = "".join(f"{option}\n" for option in options)
-        return None, _VIDEO_RTS.format(question=f"{question}\n{listed}" if options else question) + _FORMS[problem_type]
+        asked = f"{question}\n{listed}" if options else question
+        return None, _VIDEO_RTS.format(question=asked) + (form or _FORMS[problem_type])
     if style == "temporal_rlt":
         listed = "".join(f"\n{option}" for option in options)
-        return _TEMPORAL_RLT_SYSTEM, question + listed + _JSON_FORMS.get(problem_type, "")
+        return _TEMPORAL_RLT_SYSTEM, question + listed + (form or _JSON_FORMS.get(problem_type, ""))
     raise ValueError(f"prompt: expected {', '.join(STYLES)}; got {style!r}")

@@ -20,6 +20,9 @@ Messages = list[dict[str, Any]]
 MIN_FRAMES = 4
 """Fewest frames of a clip by default (qwen-vl-utils, ``FPS_MIN_FRAMES``)."""
 
+MIN_PART_FRAMES = 2
+"""Fewest frames of a part of a video that is there in several."""
+
 _PLACEHOLDER = re.compile("(<video>|<image>)")
 _RATE_KEYS = ("fps", "min_frames", "max_frames")
 # Options that speak of other options, or of where these stand, mean something else in another order.
@@ -56,6 +59,31 @@ def without_media(messages: Messages) -> Messages:
     return [{**turn, "content": [part for part in turn["content"] if part["type"] == "text"]} for turn in messages]
 
 
+def part_range(part: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """File, start and end of a video dict."""
+    return str(part["video"]), part.get("video_start"), part.get("video_end")
+
+
+def frame_shares(messages: Messages) -> dict[tuple[str, Any, Any], float]:
+    """Of a video that is there in several parts, each part's share of their seconds, by ``part_range``."""
+    lengths: dict[str, dict[tuple[str, Any, Any], float]] = {}
+    for part in video_parts(messages):
+        file, start, end = part_range(part)
+        if start is not None and end is not None:
+            lengths.setdefault(file, {})[file, start, end] = end - start
+    return {
+        name: length / sum(parts.values())
+        for parts in lengths.values()
+        if len(parts) > 1
+        for name, length in parts.items()
+    }
+
+
+def share_frames(frames: int, share: float) -> int:
+    """A part's share of a number of frames, rounded down; at least two, which are one patch of the model."""
+    return frames if share == 1.0 else max(MIN_PART_FRAMES, int(frames * share))
+
+
 def set_budget(
     messages: Messages,
     *,
@@ -68,36 +96,43 @@ def set_budget(
 
     Args:
         messages: see ``build_messages``.
-        max_frames: frames of a video at most. A record that names its frames (``nframes``) gets this number instead.
+        max_frames: frames of a video at most, which parts of one share. A record that names its frames (``nframes``)
+            gets this number instead.
         fps: frames a second of the video before that cap.
         min_pixels: of a frame or image.
         max_pixels: of a frame or image.
     """
     pixels = strip_none({"min_pixels": min_pixels, "max_pixels": max_pixels})
 
+    shares = frame_shares(messages)
+
     def mend(part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] == "text":
             return part
         part = {**part, **pixels}
-        if part["type"] == "video" and "nframes" in part and max_frames is not None:
-            part["nframes"] = max_frames
-        elif part["type"] == "video" and "nframes" not in part:
-            if fps is not None:
-                part["fps"] = fps
-            if max_frames is not None:
-                part |= {"max_frames": max_frames, "min_frames": min(part.get("min_frames", MIN_FRAMES), max_frames)}
+        if part["type"] != "video":
+            return part
+        most = None if max_frames is None else share_frames(max_frames, shares.get(part_range(part), 1.0))
+        if "nframes" in part:
+            return part if most is None else {**part, "nframes": most}
+        if fps is not None:
+            part["fps"] = fps
+        if most is not None:
+            part |= {"max_frames": most, "min_frames": min(part.get("min_frames", MIN_FRAMES), most)}
         return part
 
     return [{**turn, "content": [mend(part) for part in turn["content"]]} for turn in messages]
 
 
 def at_frames(messages: Messages, num_frames: int) -> Messages:
-    """The same messages with exactly ``num_frames`` frames of every video."""
+    """The same messages with exactly ``num_frames`` frames of every video, which parts of one share."""
+    shares = frame_shares(messages)
 
     def mend(part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] != "video":
             return part
-        return {**{key: value for key, value in part.items() if key not in _RATE_KEYS}, "nframes": num_frames}
+        frames = share_frames(num_frames, shares.get(part_range(part), 1.0))
+        return {**{key: value for key, value in part.items() if key not in _RATE_KEYS}, "nframes": frames}
 
     return [{**turn, "content": [mend(part) for part in turn["content"]]} for turn in messages]
 

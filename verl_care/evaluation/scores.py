@@ -144,8 +144,16 @@ def _mean_tables(tables: Sequence[Mapping[str, float]]) -> dict[str, float | Non
     return {name: _mean([table.get(name) for table in tables]) for name in tables[0]}
 
 
-def summarise(scores: BenchmarkScores, *, resamples: int = statistics.RESAMPLES) -> dict[str, Any]:
-    """Figures of a benchmark in JSON types; shares and scores in [0, 1], None where there is nothing to average."""
+def summarise(
+    scores: BenchmarkScores, others: Sequence[BenchmarkScores] = (), *, resamples: int = statistics.RESAMPLES
+) -> dict[str, Any]:
+    """Figures of a benchmark in JSON types; shares and scores in [0, 1], None where there is nothing to average.
+
+    Args:
+        scores: of the benchmark.
+        others: of the run's other benchmarks, for figures that need two of them.
+        resamples: draws of the bootstraps.
+    """
     pairs = scores.answered
     units = scores.units(STRICT)
     summary: dict[str, Any] = {
@@ -164,7 +172,16 @@ def summarise(scores: BenchmarkScores, *, resamples: int = statistics.RESAMPLES)
         interval = statistics.bootstrap(scores.units(reading), resamples=resamples)
         summary["headline"][reading] = {"mean": mean, "std": std, "low": interval.low, "high": interval.high}
         by_seed = [[scored for _, scored in pairs_] for pairs_ in scores.by_seed.values()]
-        summary["figures"][reading] = _mean_tables([scores.metric.figures(entries, reading) for entries in by_seed])
+        beside = [
+            {other.benchmark.name: [scored for _, scored in other.by_seed[seed]] for other in others}
+            for seed in scores.by_seed
+        ]
+        summary["figures"][reading] = _mean_tables(
+            [
+                scores.metric.figures(entries, reading) | scores.metric.figures_with(entries, found, reading)
+                for entries, found in zip(by_seed, beside, strict=True)
+            ]
+        )
         tables = [scores.metric.tables(entries, reading) for entries in by_seed]
         summary["tables"][reading] = {name: _mean_tables([table[name] for table in tables]) for name in tables[0]}
     right = [_is_right(scores, scored) for _, scored in pairs]

@@ -9,7 +9,7 @@ from typing import Any
 
 from verl_care.evaluation.interface import Generate
 from verl_care.evaluation.items import Benchmark, Item, question_of
-from verl_care.evaluation.prompts import Messages, video_parts
+from verl_care.evaluation.prompts import Messages, frame_shares, part_range, video_parts
 from verl_care.evaluation.scores import Answered, verdict
 from verl_care.evaluation.sparse_to_dense import Outcome, Result, SparseToDense
 from verl_care.evaluation.statistics import Unit, paired_bootstrap
@@ -23,8 +23,10 @@ def count_frames(messages: Messages) -> int | None:
 
     A prompt without a clip has as many as the first level may show, so that it is asked once.
     """
-    counts = [_frames_of(part) for part in video_parts(messages)]
-    known = [count for count in counts if count is not None]
+    shares = frame_shares(messages)
+    counts = [(_frames_of(part), shares.get(part_range(part), 1.0)) for part in video_parts(messages)]
+    # Parts of a video share a level's frames: it has enough where each part does.
+    known = [math.floor(count / share) for count, share in counts if count is not None]
     if len(known) < len(counts):
         # What is wrong with the clip shows when it is asked about.
         return None

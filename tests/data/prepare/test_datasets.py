@@ -127,6 +127,49 @@ def test_cgbench_of_its_own(world):
     assert row["extra_info"]["duration"] == 611
 
 
+def cgbench_row(**changes):
+    return {
+        "qid": 19,
+        "video_uid": "BV1",
+        "question": "Color?",
+        "answer": "jade",
+        "choices": ["aqua", "mint", "jade"],
+        "right_answer": "C",
+        "clue_intervals": [[2, 3], [0.5, 1], [1, 1.5]],
+        "domain": "Life Record",
+        "sub_category": "Entity Perception",
+        "duration": 611,
+        **changes,
+    }
+
+
+def test_cgbench_over_its_clues_and_for_them(world):
+    world.clip("BV1.mp4")
+    world.json("cgbench_mini.json", [cgbench_row()])
+    world.prepare("cgbench_clue")
+    row = only(world.rows("cgbench_clue"))
+    # Clues in order; those that touch are one.
+    assert [(part["video_start"], part["video_end"]) for part in row["videos"]] == [(0.5, 1.5), (2.0, 3.0)]
+    assert row["prompt"][0]["content"].startswith("<video><video>")
+    assert (gold(row), row["extra_info"]["id"]) == ("C", "19")
+
+    world.prepare("cgbench_miou")
+    row = only(world.rows("cgbench_miou"))
+    assert json.loads(gold(row)) == [[0.5, 1.5], [2.0, 3.0]]
+    assert (row["extra_info"]["problem_type"], row["extra_info"]["id"]) == ("temporal grounding", "19")
+    question = row["prompt"][0]["content"]
+    assert "Color?" in question and "C. jade" in question and '{"spans": [[3.2, 7.0], [15.0, 18.5]]}' in question
+    assert "start_time" not in question
+
+    # A clue behind the end of the file; no clue at all.
+    world.json("cgbench_mini.json", [cgbench_row(clue_intervals=[[1, 2], [30, 40]])])
+    with pytest.raises(ValueError, match="1 with clips that cannot be used"):
+        world.prepare("cgbench_clue")
+    world.json("cgbench_mini.json", [cgbench_row(clue_intervals=[])])
+    with pytest.raises(ValueError, match="clue_intervals: expected at least one"):
+        world.prepare("cgbench_miou")
+
+
 def test_temporal_rlt_shares_become_seconds(world):
     world.clip("AO8RW.mp4", "v_1.mp4")
     charades = {"dataset": "charades_train", "video": "AO8RW.mp4", "problem": "When?", "solution": [0.25, 0.5]}
@@ -227,6 +270,14 @@ def test_video_mmmu(world):
     assert (gold(perception), perception["extra_info"]["options"]) == ("B", ["A. x", "B. y"])
     assert (perception["extra_info"]["subject"], perception["extra_info"]["category"]) == ("Art_Theory", "Art")
     assert "ignore the Quiz question" in perception["prompt"][0]["content"]
+
+    # Before the lecture: Adaptation alone, over the picture, without a word about a lecture.
+    world.clip("question_only/validation_Art_Theory_2_image.mp4")
+    world.prepare("video_mmmu_question_only")
+    before = only(world.rows("video_mmmu_question_only"))
+    assert before["videos"][0]["video"] == str(world.videos / "question_only/validation_Art_Theory_2_image.mp4")
+    assert before["extra_info"]["id"] == adaptation["extra_info"]["id"]
+    assert "watch and learn" not in before["prompt"][0]["content"]
 
 
 def test_mmvu_takes_multiple_choice_alone(world):

@@ -9,6 +9,9 @@ from verl_care.evaluation.metrics.base import Scored
 from verl_care.evaluation.metrics.open_answers import holds_gold
 from verl_care.evaluation.statistics import group_mean
 
+WHEN = ("charades_sta", "activitynet_tvg", "cgbench_miou")
+"""Benchmarks that ask for times alone."""
+
 
 def scored_by(metric, items, answers):
     out = []
@@ -21,7 +24,7 @@ def scored_by(metric, items, answers):
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_the_words_of_an_option_are_right_leniently_alone(item, name):
     entry = item(key=f"{name}/0")
-    if name in ("charades_sta", "activitynet_tvg"):
+    if name in WHEN:
         return
     values, readable = metric_of(name).score(entry, "B. pen")
     assert (values["strict"]["score"], values["lenient"]["score"], readable) == (0.0, 1.0, True)
@@ -154,7 +157,7 @@ def test_every_evaluation_set_that_is_prepared_has_its_metric():
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_the_gold_answer_is_right_by_every_reading(item, name):
     entry, answer = item(key=f"{name}/0", question_type="route_planning"), "B"
-    if name in ("charades_sta", "activitynet_tvg"):
+    if name in WHEN:
         entry = item(key=f"{name}/0", problem_type="temporal grounding", ground_truth="[[2.5, 7.0]]", options=())
         answer = "2.5 to 7.0"
     elif name == "nextgqa":

@@ -3,7 +3,8 @@
 Names. Training: ``video_r1``, ``video_r1_cot`` (supervised), ``video_holmes_mix``, ``cgbench``, ``temporal_rlt``,
 ``nextgqa``. Evaluation: ``vsi_bench``, ``video_mmmu``, ``mmvu``, ``mvbench``, ``tempcompass``, ``video_mme``,
 ``video_mme_subtitles``, ``video_holmes``, ``longvideobench``, ``lvbench``, ``videomathqa``, ``charades_sta``,
-``activitynet_tvg``, and again ``nextgqa`` and ``cgbench``. ``verl-care prepare --list`` says what each reads.
+``activitynet_tvg``, ``video_mmmu_question_only``, ``cgbench_clue``, ``cgbench_miou``, and again ``nextgqa`` and
+``cgbench``. ``verl-care prepare --list`` says what each reads.
 
 Files. ``--out DIR`` (default ``$VERL_CARE_DATA_DIR/NAME``, else ``~/data/verl_care/NAME``) receives
 
@@ -30,11 +31,12 @@ Rows. Columns of ``records.Row``; what a scorer of a benchmark may rely on:
 
   =================== ================================================================================================
   video_r1, its kin   ``source`` is the published ``data_source``
-  cgbench             ``clue_intervals`` (seconds; where published), ``domain``, ``sub_category``
+  cgbench, its kin    ``clue_intervals`` (seconds; where published), ``domain``, ``sub_category``; ``cgbench_clue`` has
+                      a video dict for each interval
   nextgqa             ``type`` (CW, CH, TN, TC, TP, …), ``qid``; grounded QA; its train split is multiple choice
   vsi_bench           ``question_type`` (ten published names), ``dataset``, ``scene_name``; numbers are ``regression``
   video_mmmu          ``track`` (Perception, Comprehension, Adaptation), ``question_type``, ``subject``, ``category``;
-                      open questions are ``free-form``
+                      open questions are ``free-form``; ``…_question_only`` has the ``id`` of the same question
   mmvu                ``question_type``, ``subject``; multiple choice alone unless ``--set open=yes``
   mvbench             ``task_type`` (20 names with underscores)
   tempcompass         ``format`` (multi-choice, yes_no, caption_matching, captioning), ``aspect`` (action, direction,

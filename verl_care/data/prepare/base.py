@@ -208,15 +208,24 @@ class Item:
     start: float | None = None
     """Seconds into the file where the clip begins, if it is a part of it."""
     end: float | None = None
+    parts: Sequence[Span] = ()
+    """Seconds of the file to look at, where it is more than one part; each becomes a video of the prompt."""
     source: str | None = None
     process: str | None = None
     """Chain of thought of the supervised set, with its tags."""
     preamble: str = ""
     """Instruction that stands in front of the question."""
+    form: str | None = None
+    """Instruction on the answer's form; None takes that of the prompt's style."""
     subtitles: Sequence[tuple[float, float, str]] | None = None
     """Lines of which those at the sampled frames go in front of the question; None without."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """More keys of ``extra_info``."""
+
+    @property
+    def ranges(self) -> Sequence[tuple[float | None, float | None]]:
+        """Seconds of the file to look at; (None, None) for all of it."""
+        return self.parts or [(self.start, self.end)]
 
 
 Convert = Callable[[Fields, Mapping[str, Any]], Item | None]

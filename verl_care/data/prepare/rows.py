@@ -14,7 +14,7 @@ from verl_care.data.prepare.base import Item, Preparer
 from verl_care.data.prepare.subtitles import pick_lines
 from verl_care.data.probe import Clip
 from verl_care.data.prompts import build_prompt
-from verl_care.data.records import RecordError, replace_file, to_row, write_rows
+from verl_care.data.records import RecordError, replace_file, strip_none, to_row, write_rows
 from verl_care.rewards.scorer import GROUNDED_QA, GROUNDING
 
 SUBTITLES = "This video's subtitles are listed below:\n{lines}\n"
@@ -68,14 +68,17 @@ def build_row(preparer: Preparer, entry: Entry, style: str | None, options: Mapp
     if item.image is not None:
         media["images"] = [{"image": entry.media, **preparer.media.get("image", {})}]
     elif entry.media is not None:
-        part = {"video_start": item.start, "video_end": item.end}
-        part = {key: value for key, value in part.items() if value is not None}
-        media["videos"] = [{"video": entry.media, **part, **preparer.media.get("video", {})}]
+        parts = [{"video_start": start, "video_end": end} for start, end in item.ranges]
+        media["videos"] = [
+            {"video": entry.media, **strip_none(part), **preparer.media.get("video", {})} for part in parts
+        ]
     if style is None:
         # Temporal-RLT's system turn asks for JSON, which a letter alone is not.
         timed = item.problem_type in (GROUNDING, GROUNDED_QA)
         style = preparer.prompt if timed or preparer.prompt != "temporal_rlt" else "video_r1"
-    system, user = build_prompt(style, item.question, item.problem_type, item.options, preamble=preamble)
+    system, user = build_prompt(
+        style, item.question, item.problem_type, item.options, preamble=preamble, form=item.form
+    )
     row = to_row(
         data_source=preparer.name,
         index=entry.index,

@@ -312,9 +312,9 @@ def _judge(entries: Iterable[Entry], clips: Mapping[str, Clip], limits: Limits) 
     faulty: dict[int, tuple[str, str]] = {}
     for entry in entries:
         entry.clip = clips.get(entry.media or "")
-        verdict = limits.judge(entry.clip, entry.item.start, entry.item.end) if entry.clip else None
-        if verdict:
-            faulty[entry.index] = verdict
+        verdicts = [limits.judge(entry.clip, *part) for part in entry.item.ranges] if entry.clip else []
+        for verdict in filter(None, verdicts):
+            faulty.setdefault(entry.index, verdict)
     return faulty
 
 

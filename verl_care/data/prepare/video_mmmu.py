@@ -1,10 +1,14 @@
 """VideoMMMU (Hugging Face ``lmms-eval/VideoMMMU``, configs Perception, Comprehension, Adaptation), videos in folders by
 field of study. Fields as lmms-eval's ``videommmu`` reads them; the questions' pictures are the clips' last frames.
+
+``video_mmmu_question_only`` asks the questions of Adaptation over clips of the picture alone (``question_only/``, as
+lmms-eval's ``adaptation_question_only`` does): what is known before the lecture, for Δknowledge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +80,15 @@ def convert(fields: Fields, options: Mapping[str, Any]) -> Item:
     )
 
 
+def convert_question_only(fields: Fields, options: Mapping[str, Any]) -> Item | None:
+    """A question of Adaptation over its picture alone; none for the other tracks."""
+    if fields.text("track") != "Adaptation":
+        return None
+    item = convert(fields, options)
+    name = f"{item.video_id}_image"
+    return replace(item, video=(f"question_only/{name}", name), preamble="")
+
+
 VIDEO_MMMU = Preparer(
     name="video_mmmu",
     title="VideoMMMU: learning from lectures, three tracks; 900 questions",
@@ -83,4 +96,11 @@ VIDEO_MMMU = Preparer(
     files=("[PCA]*ion/test*.parquet", "**/*.parquet", "**/*.json*"),
     convert=convert,
     read=read,
+)
+
+VIDEO_MMMU_QUESTION_ONLY = replace(
+    VIDEO_MMMU,
+    name="video_mmmu_question_only",
+    title="VideoMMMU: the questions of Adaptation without their lectures; 300 questions",
+    convert=convert_question_only,
 )

@@ -84,6 +84,10 @@ class Metric:
     """Fields of ``extra_info`` by whose values the headline is also given."""
     figures: Callable[[Sequence[Scored], str], Figures] = field(default=lambda scored, reading: {})
     """Further figures, by reading."""
+    figures_with: Callable[[Sequence[Scored], Mapping[str, Sequence[Scored]], str], Figures] = field(
+        default=lambda scored, others, reading: {}
+    )
+    """Further figures that need other benchmarks of the same run; these by name, by reading."""
 
     def units(self, scored: Sequence[Scored], reading: str) -> list[Unit]:
         """What the headline averages."""
@@ -128,6 +132,15 @@ def share_at_least(scored: Sequence[Scored], reading: str, part: str, threshold:
     """Share of the items that have a part of which it is at least ``threshold``; NaN where none has."""
     values = [entry.values[reading][part] for entry in scored if part in entry.values[reading]]
     return sum(value >= threshold for value in values) / len(values) if values else math.nan
+
+
+def by_id(scored: Sequence[Scored], reading: str, part: str = "score") -> dict[str, float]:
+    """One part by the published id of the question; empty where the benchmark does not have this reading."""
+    return {
+        str(entry.item.info.get("id", entry.item.key)): entry.values[reading][part]
+        for entry in scored
+        if reading in entry.values
+    }
 
 
 def info_text(item: Item, name: str) -> str:

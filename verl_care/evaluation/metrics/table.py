@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from verl_care.evaluation.items import Item
-from verl_care.evaluation.metrics import grounding, next_gqa, open_answers, tempcompass, vsi_bench
+from verl_care.evaluation.metrics import cg_bench, grounding, next_gqa, open_answers, tempcompass, video_mmmu, vsi_bench
 from verl_care.evaluation.metrics.base import Metric, info_text
 
 
@@ -26,7 +26,13 @@ METRICS: dict[str, Metric] = {
         group_by=("question_type",),
         figures=vsi_bench.figures,
     ),
-    "video_mmmu": Metric(label="accuracy", score=open_answers.score, group_by=("track", "subject", "question_type")),
+    "video_mmmu": Metric(
+        label="accuracy",
+        score=open_answers.score,
+        group_by=("track", "subject", "question_type"),
+        figures_with=video_mmmu.figures_with,
+    ),
+    video_mmmu.QUESTION_ONLY: Metric(label="accuracy", score=open_answers.score, group_by=("subject",)),
     "mmvu": Metric(label="accuracy", score=open_answers.score, group_by=("question_type", "subject")),
     "mvbench": Metric(label="mean of tasks", macro=_task_type, group_by=("task_type",)),
     "tempcompass": Metric(label="accuracy", score=tempcompass.score, group_by=("format", "aspect", "fine_aspect")),
@@ -43,7 +49,14 @@ METRICS: dict[str, Metric] = {
     "nextgqa": Metric(label="Acc@GQA", score=next_gqa.score, group_by=("type",), figures=next_gqa.figures),
     "charades_sta": _GROUNDING,
     "activitynet_tvg": _GROUNDING,
-    "cgbench": Metric(label="accuracy (long)", group_by=("domain",)),
+    "cgbench": Metric(
+        label="accuracy (long)",
+        score=cg_bench.score_choice,
+        group_by=("domain",),
+        figures_with=cg_bench.figures_with,
+    ),
+    cg_bench.CLUE: Metric(label="accuracy (clues)", score=cg_bench.score_choice, group_by=("domain",)),
+    cg_bench.MIOU: Metric(label="mIoU", score=cg_bench.score_clues, figures=cg_bench.clue_figures),
 }
 """Benchmarks by the names that ``data.prepare`` gives them."""
 
