@@ -182,7 +182,7 @@ def build_folder(
         _warm_start(rows["train"], partial / "model", seed, plan, on_progress)
         for split, part in rows.items():
             for row in part:
-                row["videos"][0]["video"] = str(folder / "clips" / Path(row["videos"][0]["video"]).name)
+                row["videos"][0]["video"] = str(folder / "clips" / Path(str(row["videos"][0]["video"])).name)
             write_rows(part, partial / f"{split}.parquet")
         os.replace(partial, folder)
     finally:
@@ -199,7 +199,7 @@ def _warm_start(
     demo_model.warm_start(
         model,
         processor.tokenizer,
-        demo_model.encode_records(rows, processor),
+        demo_model.encode_records([dict(row) for row in rows], processor),
         seed=seed,
         plan=plan,
         answers_of=answers_of,
