@@ -18,7 +18,7 @@ from verl_care.calibrate import Rollout, calibrate, decay_for_noise, pass_rate_n
 from verl_care.cli import app
 from verl_care.config import CareConfig
 from verl_care.data.records import to_row, write_rows
-from verl_care.evaluation import engines
+from verl_care.evaluation import asking
 from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.interface import TRUNCATED, Completion
 from verl_care.evaluation.select_records import SelectConfig
@@ -228,7 +228,7 @@ def test_a_model_is_asked_once_about_prompts_drawn_by_the_seed(tmp_path, monkeyp
     ]
     write_rows(rows, tmp_path / "train.parquet")
     _Scripted.asked = 0
-    monkeypatch.setattr(engines, "build_engine", lambda config: _Scripted())
+    monkeypatch.setattr(asking, "build_engine", lambda config: _Scripted())
     (tmp_path / "model").mkdir()
     config = SelectConfig(
         data=(str(tmp_path / "train.parquet"),),

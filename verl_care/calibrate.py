@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_care.commands import run_command
 from verl_care.config import STAGES, CareConfig
 
 SHARES = (0.125, 0.25, 0.375)
@@ -299,30 +299,16 @@ def rollouts_of_model(config: Any, prompts: int, seed: int, on_progress: Any) ->
         CalibrationError: no request was answered.
         DataError, EvaluationError: see ``verl_care.evaluation.select_records.run_selection``.
     """
-    from verl_care.evaluation.engines import build_engine
-    from verl_care.evaluation.evaluate import ANSWERS, claim
+    from verl_care.evaluation.asking import ANSWERS, asking
     from verl_care.evaluation.interface import TRUNCATED, Completion
     from verl_care.evaluation.items import read_benchmarks
-    from verl_care.evaluation.recorded import AnswerLog, RecordedEngine
     from verl_care.evaluation.select_records import score_runs
 
     items = sorted((item for bench in read_benchmarks(config.data) for item in bench.items), key=lambda item: item.key)
     drawn = random.Random(seed).sample(items, min(prompts, len(items)))
-    out_dir = Path(config.out_dir)
-    claim(out_dir, config.engine, {name: value for name, value in asdict(config).items() if name != "engine"})
-    engine = RecordedEngine(
-        AnswerLog(out_dir / ANSWERS),
-        lambda: build_engine(config.engine),
-        batch_size=config.batch_size,
-        on_progress=on_progress,
-        retry_failed=config.retry_failed,
-        expected=len(drawn) * config.runs,
-    )
-    found = []
-    try:
+    with asking(config, on_progress=on_progress, expected=len(drawn) * config.runs) as engine:
         generated = engine([request for item in drawn for request in config.requests(item)])
-    finally:
-        engine.close()
+    found = []
     for place, item in enumerate(drawn):
         mine = [out for out in generated[place * config.runs :][: config.runs] if isinstance(out, Completion)]
         accuracies = score_runs(item, [out.text for out in mine], config.scoring).acc
@@ -331,7 +317,9 @@ def rollouts_of_model(config: Any, prompts: int, seed: int, on_progress: Any) ->
                 raise CalibrationError("the engine does not say how many tokens it generated")
             found.append(Rollout(item.key, accuracy, float(out.num_tokens), out.finish_reason == TRUNCATED))
     if not found:
-        raise CalibrationError(f"none of {len(generated)} requests was answered; {out_dir / ANSWERS} says why")
+        raise CalibrationError(
+            f"none of {len(generated)} requests was answered; {Path(config.out_dir) / ANSWERS} says why"
+        )
     return found
 
 
@@ -383,22 +371,22 @@ def main(
     Returns:
         Exit status: 0; 1 where there is nothing to calibrate on; 130 after Ctrl-C.
     """
-    from rich.console import Console
-
     from verl_care.evaluation.recorded import EvaluationError
 
-    try:
-        result = calibrate(make_rollouts(), config, steps=steps, prompts_per_step=prompts_per_step)
-    except (EvaluationError, OSError, ImportError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    def work() -> None:
+        report(calibrate(make_rollouts(), config, steps=steps, prompts_per_step=prompts_per_step), config, as_json)
+
+    return run_command(work, EvaluationError)
+
+
+def report(result: Calibration, config: CareConfig, as_json: bool) -> None:
+    """Prints a calibration with its warnings and suggestions."""
+    from rich.console import Console
+
     if as_json:
         finite = {name: rate if math.isfinite(rate) else None for name, rate in result.threshold_pass_rates.items()}
         print(json.dumps({**asdict(result), "threshold_pass_rates": finite, "overrides": result.overrides()}))
-        return 0
+        return
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
@@ -407,4 +395,3 @@ def main(
         console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     console.print("suggested, by the published proportions (add to the command line):", markup=False)
     console.print("  " + " ".join(result.overrides()), markup=False, soft_wrap=True)
-    return 0

@@ -569,9 +569,9 @@ def calibrate(
 
     def sample() -> list:
         from verl_care.data.selection import KeepRules
+        from verl_care.evaluation.asking import progress_bar
         from verl_care.evaluation.checkpoints import find_model
         from verl_care.evaluation.engines import EngineConfig
-        from verl_care.evaluation.evaluate import progress_bar
         from verl_care.evaluation.select_records import SelectConfig
 
         asked = SelectConfig(

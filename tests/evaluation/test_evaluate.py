@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from verl_care.cli import app
 from verl_care.data.records import RecordError, write_rows
-from verl_care.evaluation import engines, evaluate
+from verl_care.evaluation import asking, engines, evaluate
 from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.evaluate import EvalConfig
 from verl_care.evaluation.recorded import EvaluationError
@@ -115,7 +115,7 @@ def test_the_run_is_written_as_json_markdown_a_page_and_a_table(finished):
 
 def test_a_finished_run_is_read_again_without_a_model(finished, taught, benchmarks, monkeypatch):
     out_dir, evaluation = finished
-    monkeypatch.setattr(evaluate, "build_engine", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(asking, "build_engine", lambda config: pytest.fail("the model was loaded"))
     again = evaluate.evaluate(config_of(taught, benchmarks, out_dir, blind=True))
     assert again.results == evaluation.results
 
@@ -140,7 +140,7 @@ def test_a_run_that_was_killed_asks_only_what_is_missing(finished, taught, bench
 
         return Counting()
 
-    monkeypatch.setattr(evaluate, "build_engine", counting)
+    monkeypatch.setattr(asking, "build_engine", counting)
     resumed = evaluate.evaluate(config_of(taught, benchmarks, tmp_path, blind=True))
     assert len(asked) == len(lines) - 12
     assert resumed.results["benchmarks"] == evaluation.results["benchmarks"]
@@ -269,7 +269,7 @@ def test_it_is_compared_with_dense_majority_and_greedy(strategies):
 
 def test_a_finished_course_is_read_again_without_a_model(strategies, monkeypatch):
     _, config, results = strategies
-    monkeypatch.setattr(evaluate, "build_engine", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(asking, "build_engine", lambda config: pytest.fail("the model was loaded"))
     assert evaluate.evaluate(config).results == results
 
 

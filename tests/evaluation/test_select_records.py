@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from verl_care.cli import app
 from verl_care.data.records import DataError, write_rows
 from verl_care.data.selection import KeepRules
-from verl_care.evaluation import select_records
+from verl_care.evaluation import asking
 from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.recorded import EvaluationError
 from verl_care.evaluation.select_records import SelectConfig, run_selection
@@ -150,7 +150,7 @@ def ray_tmpdir(monkeypatch, tmp_path_factory):
 
 
 def test_a_run_s_rollouts_give_pass_rates_without_a_model(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(select_records, "build_engine", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(asking, "build_engine", lambda config: pytest.fail("a model was loaded"))
     keys = list(difficulty_by_key(data))[:4]
     log = RolloutLog(tmp_path / "run", max_bytes=1 << 20)
     accuracies = {1: [1, 1, 0, 1], 2: [1, 0, 0, 1], 9: [0, 1, 1, 1]}

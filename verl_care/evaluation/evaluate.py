@@ -7,29 +7,26 @@ killed run goes on from there), ``items.parquet`` (every item with its scores), 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from verl_care.data.records import DataError, replace_file
-from verl_care.evaluation.engines import EngineConfig, build_engine
+from verl_care.commands import run_command
+from verl_care.data.records import replace_file
+from verl_care.evaluation.asking import RUN, VERSION, asking, progress_bar, read_json, write_text
+from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.interface import TRUNCATED, Completion, Generated, Request, error_message
 from verl_care.evaluation.items import Benchmark, Item, question_of, read_benchmarks
 from verl_care.evaluation.prompts import set_budget
-from verl_care.evaluation.recorded import AnswerLog, EvaluationError, OnProgress, RecordedEngine
+from verl_care.evaluation.recorded import EvaluationError, OnProgress, RecordedEngine
 from verl_care.evaluation.scores import Answered, BenchmarkScores, Row, compare, score_benchmark, summarise, to_rows
 from verl_care.evaluation.sparse_to_dense import SparseToDense
 from verl_care.evaluation.strategies import SPARSE_TO_DENSE, run_strategies
 
-RUN, ANSWERS, ITEMS, RESULTS = "run.json", "answers.jsonl", "items.parquet", "results.json"
-VERSION = 1
-"""Of the files of a run."""
+ITEMS, RESULTS = "items.parquet", "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +135,7 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress = lambda done, total
     benchmarks = load_benchmarks(config)
     baseline = None if config.baseline is None else read_run(config.baseline)
     out_dir = Path(config.out_dir)
-    claim(out_dir, config.engine, {name: value for name, value in asdict(config).items() if name != "engine"})
-    engine = RecordedEngine(
-        AnswerLog(out_dir / ANSWERS),
-        lambda: build_engine(config.engine),
-        batch_size=config.batch_size,
-        on_progress=on_progress,
-        retry_failed=config.retry_failed,
-    )
-    try:
+    with asking(config, on_progress=on_progress) as engine:
         strategies: dict[str, Any] | None = None
         if config.strategy is None:
             scores, blind = ask(config, benchmarks, engine)
@@ -160,10 +149,7 @@ def evaluate(config: EvalConfig, *, on_progress: OnProgress = lambda done, total
                 resamples=config.resamples,
             )
             scores, blind = [score_benchmark(entry, answers[entry.name]) for entry in benchmarks], []
-        note_engine(out_dir, engine.description)
-    finally:
-        engine.close()
-    results = build_results(config, scores, blind, baseline, _read_json(out_dir / RUN).get("engine") or {})
+    results = build_results(config, scores, blind, baseline, read_json(out_dir / RUN).get("engine") or {})
     if strategies is not None:
         results["strategies"] = strategies
     write_run(out_dir, scores, blind, results)
@@ -282,7 +268,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
     folder = Path(folder)
     try:
-        results = _read_json(folder / RESULTS)
+        results = read_json(folder / RESULTS)
         rows = pq.read_table(folder / ITEMS).to_pylist()
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{folder}: not a finished run of verl-care eval: {error}") from None
@@ -291,105 +277,20 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return {"results": results, "rows": rows}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with replace_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def model_digest(model: str) -> str:
-    """Digest of a local model's files by name, size and time; of a name on a hub the name alone."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    known = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".json"))
-    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in known]
-    return hashlib.blake2b(json.dumps(stats).encode(), digest_size=8).hexdigest()
-
-
-def claim(out_dir: Path, engine: EngineConfig, settings: Mapping[str, Any]) -> None:
-    """Notes which model a folder's answers are of, or refuses a folder of another one.
-
-    Raises:
-        EvaluationError: its answers are of another model, engine or precision.
-    """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    path = out_dir / RUN
-    identity = {"version": VERSION, "model": engine.model, "digest": model_digest(engine.model)}
-    identity |= {"name": engine.name, "dtype": engine.dtype}
-    if path.exists():
-        before = _read_json(path)
-        for name, value in identity.items():
-            if before.get(name) != value:
-                raise EvaluationError(
-                    f"{out_dir}: holds answers of another run ({name}: {before.get(name)!r}, now {value!r}); "
-                    "use another folder, or remove it"
-                )
-        identity = {**before, **identity}
-    write_text(path, json.dumps({**identity, "settings": dict(settings)}, indent=1))
-
-
-def note_engine(out_dir: Path, description: Mapping[str, Any]) -> None:
-    """Notes the versions of the engine that answered, if one was made."""
-    if description:
-        write_text(out_dir / RUN, json.dumps({**_read_json(out_dir / RUN), "engine": dict(description)}, indent=1))
-
-
 # The command
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[OnProgress]:
-    """A bar on standard error with the time that is left; what it gives is told about progress."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-    task = bar.add_task(label, total=None)
-
-    def show(done: int, total: int, failed: int) -> None:
-        if not bar.live.is_started:
-            # Not before there is something to show: an error in the data is one line alone. What an earlier try left
-            # tells nothing about the speed of this one.
-            bar.reset(task, completed=done, total=total)
-            bar.start()
-        bar.update(task, completed=done, total=total, description=f"{label}, {failed} failed" if failed else label)
-
-    try:
-        yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def main(config: EvalConfig, *, as_json: bool = False) -> int:
     """What ``verl-care eval`` does; gives the exit status: 0, 1 where the work failed, 130 after Ctrl-C."""
     from verl_care.evaluation.checkpoints import find_model
 
-    try:
-        config = replace(config, engine=replace(config.engine, model=find_model(config.engine.model)))
+    def work() -> None:
+        asked = replace(config, engine=replace(config.engine, model=find_model(config.engine.model)))
         with progress_bar("asking") as on_progress:
-            evaluation = evaluate(config, on_progress=on_progress)
-    except (DataError, EvaluationError, OSError, ImportError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    report(evaluation.results, Path(config.out_dir), as_json=as_json)
-    return 0
+            evaluation = evaluate(asked, on_progress=on_progress)
+        report(evaluation.results, Path(config.out_dir), as_json=as_json)
+
+    return run_command(work, EvaluationError)
 
 
 def report(results: Mapping[str, Any], out_dir: Path, *, as_json: bool) -> None:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from verl_care.data.records import DataError, check_file, missing_file
+from verl_care.commands import run_command
+from verl_care.data.records import check_file, missing_file
 from verl_care.data.selection import (
     KeepRules,
     Runs,
@@ -25,12 +26,12 @@ from verl_care.data.selection import (
     select,
     write_selection,
 )
-from verl_care.evaluation.engines import EngineConfig, build_engine
-from verl_care.evaluation.evaluate import ANSWERS, claim, note_engine, progress_bar, write_text
+from verl_care.evaluation.asking import asking, progress_bar, write_text
+from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.interface import Completion, Request
 from verl_care.evaluation.items import Item, build_item, question_of
 from verl_care.evaluation.prompts import set_budget
-from verl_care.evaluation.recorded import AnswerLog, EvaluationError, OnProgress, RecordedEngine
+from verl_care.evaluation.recorded import EvaluationError, OnProgress
 from verl_care.rewards.scorer import GROUNDED_QA, compute_score
 
 _ASKED_AT_ONCE = 2048
@@ -134,7 +135,7 @@ def run_selection(config: SelectConfig, *, on_progress: OnProgress = lambda done
     if config.run_dir is not None:
         runs, failed = _runs_of_log(config), 0
     else:
-        runs, failed = _runs_of_model(config, out_dir, len(seen), on_progress)
+        runs, failed = _runs_of_model(config, len(seen), on_progress)
     selection = select(runs, config.rules)
     write_selection(config.data, selection, out_dir)
     summary = {
@@ -161,23 +162,10 @@ def _runs_of_log(config: SelectConfig) -> list[Runs]:
     )
 
 
-def _runs_of_model(
-    config: SelectConfig, out_dir: Path, num_records: int, on_progress: OnProgress
-) -> tuple[list[Runs], int]:
-    assert config.engine is not None
-    engine_config = config.engine
-    claim(out_dir, engine_config, {name: value for name, value in asdict(config).items() if name != "engine"})
-    engine = RecordedEngine(
-        AnswerLog(out_dir / ANSWERS),
-        lambda: build_engine(engine_config),
-        batch_size=config.batch_size,
-        on_progress=on_progress,
-        retry_failed=config.retry_failed,
-        expected=num_records * config.runs,
-    )
+def _runs_of_model(config: SelectConfig, num_records: int, on_progress: OnProgress) -> tuple[list[Runs], int]:
     runs: list[Runs] = []
     failed = 0
-    try:
+    with asking(config, on_progress=on_progress, expected=num_records * config.runs) as engine:
         for items in _chunks(config.data):
             requests = [request for item in items for request in config.requests(item)]
             generated = engine(requests)
@@ -186,9 +174,6 @@ def _runs_of_model(
                 texts = [outcome.text for outcome in mine if isinstance(outcome, Completion)]
                 failed += len(mine) - len(texts)
                 runs.append(score_runs(item, texts, config.scoring))
-        note_engine(out_dir, engine.description)
-    finally:
-        engine.close()
     return runs, failed
 
 
@@ -237,26 +222,27 @@ def main(config: SelectConfig, *, as_json: bool = False) -> int:
     """What ``verl-care select`` does; gives the exit status: 0, 1 where the work failed, 130 after Ctrl-C."""
     from verl_care.evaluation.checkpoints import find_model
 
-    try:
+    def work() -> None:
+        asked = config
         if config.engine is not None:
-            config = replace(config, engine=replace(config.engine, model=find_model(config.engine.model)))
+            asked = replace(config, engine=replace(config.engine, model=find_model(config.engine.model)))
         with progress_bar("asking") as on_progress:
-            outcome = run_selection(config, on_progress=on_progress)
-    except (DataError, EvaluationError, OSError, ImportError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    if as_json:
-        print(json.dumps(outcome.summary))
-        return 0
+            outcome = run_selection(asked, on_progress=on_progress)
+        report(outcome, config.out_dir, as_json=as_json)
+
+    return run_command(work, EvaluationError)
+
+
+def report(outcome: Outcome, out_dir: str, *, as_json: bool) -> None:
+    """Prints what was kept, and where it is."""
     summary = outcome.summary
+    if as_json:
+        print(json.dumps(summary))
+        return
     print(
         f"kept {summary['kept']} of {summary['records']}: "
         + ", ".join(f"{k} {n}" for k, n in summary["counts"].items())
     )
     if outcome.failed:
         print(f"{outcome.failed} answers failed; answers.jsonl names each with its error", file=sys.stderr)
-    print(f"wrote {config.out_dir}: subset.parquet, scores.parquet, selection.html")
-    return 0
+    print(f"wrote {out_dir}: subset.parquet, scores.parquet, selection.html")
