@@ -169,6 +169,26 @@ def test_pairs_count_once_in_the_comparison_too():
     assert summarise(ours, resamples=20)["counted"] == 2
 
 
+def test_figures_of_two_benchmarks_are_means_over_the_seeds():
+    def run(name, answers_by_seed):
+        items = [item_of(n, name=name, id=f"q{n}") for n in range(2)]
+        answers = [
+            answer(item, text, seed)
+            for seed, texts in enumerate(answers_by_seed)
+            for item, text in zip(items, texts, strict=True)
+        ]
+        return score_benchmark(bench_of(items), answers)
+
+    whole = run("cgbench", [[RIGHT, RIGHT], [RIGHT, WRONG]])
+    clues = run("cgbench_clue", [[RIGHT, RIGHT], [RIGHT, RIGHT]])
+    figures = summarise(whole, [clues], resamples=10)["figures"]["strict"]
+    assert figures == {"clue-acc": 1.0, "CRR": pytest.approx(0.75)}
+    # 1/0 of the second seed is no figure, and the mean is over those that there are.
+    figures = summarise(whole, [run("cgbench_clue", [[RIGHT, WRONG], [WRONG, WRONG]])], resamples=10)["figures"]
+    assert figures["strict"] == {"clue-acc": 0.25, "CRR": 2.0}
+    assert summarise(whole, resamples=10)["figures"]["strict"] == {}
+
+
 def test_the_tables_say_what_they_know():
     scores = scored([RIGHT] * 30 + [WRONG] * 10)
     base = scored([RIGHT] * 29 + [WRONG] * 11)
