@@ -521,16 +521,32 @@ def check_rows(
                 f"{record.index} of {record.data_source} names another record already ({first_where})",
                 "give each record of a data source an index of its own",
             )
-        for media in remote_media(row) if check_media else ():
-            raise RecordError.at(
-                where, "media", f"{media} is not on this machine", "fetch it, or set data.care.check_media=false"
-            )
-        for media in record.files if check_media else ():
-            if media not in present and not os.path.exists(media):
-                raise RecordError.at(where, "media", f"no such file: {media}", "fetch it or drop the record")
-            present.add(media)
+        if check_media:
+            check_media_files(row, record, where, present)
         count += 1
     return count
+
+
+def check_media_files(row: Mapping[str, Any], record: Record, where: str, present: set[str]) -> None:
+    """Checks that all media of a record are files on this machine, and are there.
+
+    Args:
+        row: row as a data file gives it.
+        record: what ``check_record`` made of it.
+        where: name of file and record for messages.
+        present: files that are known to be there; filled.
+
+    Raises:
+        RecordError: the first that is not.
+    """
+    for media in remote_media(row):
+        raise RecordError.at(
+            where, "media", f"{media} is not on this machine", "fetch it, or set data.care.check_media=false"
+        )
+    for media in record.files:
+        if media not in present and not os.path.exists(media):
+            raise RecordError.at(where, "media", f"no such file: {media}", "fetch it or drop the record")
+        present.add(media)
 
 
 def decode_batch(batch: Any, file: str, offset: int) -> list[dict[str, Any]]:
@@ -557,7 +573,17 @@ def decode_batch(batch: Any, file: str, offset: int) -> list[dict[str, Any]]:
         raise
 
 
-def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: str, columns: Sequence[str] = _COLUMNS) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file, some of them in memory at a time.
+
+    Args:
+        path: local file.
+        columns: those to read, as far as the file has them.
+
+    Raises:
+        RecordError: text that is not UTF-8; names record and column.
+        DataError: a file that cannot be read.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -565,8 +591,8 @@ def _parquet_rows(path: str) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             names = set(file.schema_arrow.names)
-            columns = [name for name in _COLUMNS if name in names]
-            for batch in file.iter_batches(_CHECKED_AT_ONCE, columns=columns):
+            present = [name for name in columns if name in names]
+            for batch in file.iter_batches(_CHECKED_AT_ONCE, columns=present):
                 yield from decode_batch(batch, path, offset)
                 offset += batch.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -603,7 +629,7 @@ def check_file(path: str, seen: dict[str, tuple[int, str]] | None = None, check_
         RecordError: the first faulty record.
         DataError: a file that cannot be read, or has no records.
     """
-    rows = _parquet_rows(path) if path.endswith(".parquet") else _json_rows(path)
+    rows = parquet_rows(path) if path.endswith(".parquet") else _json_rows(path)
     count = check_rows(rows, path, {} if seen is None else seen, check_media)
     if not count:
         raise DataError(f"{path}: no records in the file")

@@ -6,14 +6,13 @@ placeholders of the user's turn, and ``extra_info`` as in ``verl_care.data.recor
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from verl_care.data.records import DataError, Record, RecordError, check_record, remote_media
+from verl_care.data.records import DataError, Record, RecordError, check_media_files, check_record, parquet_rows
 from verl_care.rewards.parsing import find_answer
 
-_CHECKED_AT_ONCE = 1024
+_COLUMNS = ("data_source", "messages", "videos", "images", "audios", "extra_info")
 
 
 def check_supervised(row: Mapping[str, Any], where: str = "record") -> Record:
@@ -57,29 +56,14 @@ def check_supervised_file(path: str, check_media: bool = False) -> int:
         RecordError: the first faulty record.
         DataError: a file that cannot be read, or has no records.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_CHECKED_AT_ONCE):
-                for row in batch.to_pylist():
-                    where = f"{path}, record {number}"
-                    record = check_supervised(row, where)
-                    for media in remote_media(row) if check_media else ():
-                        raise RecordError.at(
-                            where,
-                            "media",
-                            f"{media} is not on this machine",
-                            "fetch it, or set data.care.check_media=false",
-                        )
-                    for media in record.files if check_media else ():
-                        if not os.path.exists(media):
-                            raise RecordError.at(where, "media", f"no such file: {media}", "fetch it or drop it")
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot read the file as Parquet: {error}") from error
+    present: set[str] = set()
+    for row in parquet_rows(path, _COLUMNS):
+        where = f"{path}, record {number}"
+        record = check_supervised(row, where)
+        if check_media:
+            check_media_files(row, record, where, present)
+        number += 1
     if not number:
         raise DataError(f"{path}: no records in the file")
     return number
