@@ -16,17 +16,7 @@ import atheris
 
 with atheris.instrument_imports(include=["verl_care"]):
     from verl_care.rewards.scorer import PROBLEM_TYPES, RESULT_KEYS, SCORINGS, compute_score
-    from verl_care.testing.hostile import CORPUS
-
-GOLD = {
-    "multiple choice": "B",
-    "numerical": "42",
-    "OCR": "the red cup",
-    "free-form": "a red cup stands on the table",
-    "regression": "3.5",
-    "temporal grounding": "[[3.2, 7.0]]",
-    "grounded QA": '{"answer": "B", "spans": [[3.2, 7.0]]}',
-}
+    from verl_care.testing.hostile import CORPUS, GOLD
 
 
 def score_one(data: bytes) -> None:

@@ -12,17 +12,8 @@ from verl_care.evaluation.metrics.table import GENERIC, METRICS
 from verl_care.rewards.format import format_reward
 from verl_care.rewards.parsing import MAX_PRED_CHARS, read_answer
 from verl_care.rewards.scorer import PROBLEM_TYPES, RESULT_KEYS, SCORINGS, compute_score
-from verl_care.testing.hostile import CORPUS, hostile_responses
+from verl_care.testing.hostile import CORPUS, GOLD, hostile_responses
 
-GOLD = {
-    "multiple choice": "B",
-    "numerical": "42",
-    "OCR": "the red cup",
-    "free-form": "a red cup stands on the table",
-    "regression": "3.5",
-    "temporal grounding": "[[3.2, 7.0]]",
-    "grounded QA": '{"answer": "B", "spans": [[3.2, 7.0]]}',
-}
 INFO = {"index": 0, "options": ["A. cup", "B. pen"], "duration": 10.0}
 
 # Repeated to a million characters, in an answer and in the open.

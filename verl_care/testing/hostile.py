@@ -57,6 +57,17 @@ CORPUS = (
 )
 """Responses that once were, or easily could be, the undoing of a parser; every run of the tests has them."""
 
+GOLD = {
+    "multiple choice": "B",
+    "numerical": "42",
+    "OCR": "the red cup",
+    "free-form": "a red cup stands on the table",
+    "regression": "3.5",
+    "temporal grounding": "[[3.2, 7.0]]",
+    "grounded QA": '{"answer": "B", "spans": [[3.2, 7.0]]}',
+}
+"""A right answer of each problem type, to score them against."""
+
 _TAGS = (
     "<think>",
     "</think>",
