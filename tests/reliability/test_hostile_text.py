@@ -166,7 +166,8 @@ BENCHMARK_INFO = {
 @pytest.mark.parametrize("benchmark", [*METRICS, "another"])
 def test_generated_responses_under_the_benchmarks_metrics(benchmark, cpu_limit):
     metric = METRICS.get(benchmark, GENERIC)
-    names = {"charades_sta": "temporal grounding", "activitynet_tvg": "temporal grounding", "nextgqa": "grounded QA"}
+    names = dict.fromkeys(("charades_sta", "activitynet_tvg", "cgbench_miou"), "temporal grounding")
+    names["nextgqa"] = "grounded QA"
     types = [names[benchmark]] if benchmark in names else ["multiple choice", "regression", "free-form"]
     for problem_type in types:
         item = Item(
