@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import Any
 
+from verl_care.rewards.lazy import IMPORTING
+
 _MAX_STEMMED_CHARS = 64
 
 
@@ -15,7 +17,8 @@ class _Stemmer:
     """
 
     def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer
+        with IMPORTING:
+            from nltk.stem.porter import PorterStemmer
 
         self._stem = lru_cache(maxsize=65_536)(PorterStemmer().stem)
 
@@ -26,7 +29,8 @@ class _Stemmer:
 @cache
 def _rouge() -> tuple[Any, Any]:
     """Tokenizer and scorer of rouge-score, made at first use: the import takes NLTK in."""
-    from rouge_score import rouge_scorer, tokenize, tokenizers
+    with IMPORTING:
+        from rouge_score import rouge_scorer, tokenize, tokenizers
 
     class Tokenizer(tokenizers.Tokenizer):
         stemmer = _Stemmer()
@@ -44,8 +48,9 @@ def strict(pred: str, gold: str) -> float:
     By rouge-score, whose words are runs of a-z and 0-9: a text in another script has none and scores 0.0. The longest
     common subsequence comes from rapidfuzz, which needs no table of Python lists for it.
     """
-    from rapidfuzz.distance import LCSseq
-    from rouge_score.scoring import fmeasure
+    with IMPORTING:
+        from rapidfuzz.distance import LCSseq
+        from rouge_score.scoring import fmeasure
 
     tokenizer, scorer = _rouge()
     pred_tokens, gold_tokens = tokenizer.tokenize(pred), tokenizer.tokenize(gold)

@@ -7,6 +7,8 @@ import math
 import re
 import threading
 
+from verl_care.rewards.lazy import IMPORTING
+
 logger = logging.getLogger(__name__)
 
 _DECIMALS = 2
@@ -52,8 +54,9 @@ def _parse_latex(text: str) -> float | None:
     if not _LATEX_COMMANDS.issuperset(_COMMAND.findall(text)) or not _LATEX_REST.fullmatch(_COMMAND.sub("", text)):
         return None
 
-    import math_verify
-    import math_verify.parser
+    with IMPORTING:
+        import math_verify
+        import math_verify.parser
 
     # The reason that its one-time warning about a missing time limit asks for is in the docstring above.
     math_verify.parser.TIMEOUT_WARNING_SHOWN = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from verl_care.rewards.lazy import IMPORTING
+
 
 def word_error_rate(pred: str, gold: str) -> float:
     """Edit distance between the words, over max(1, words of ``gold``); case-sensitive, words split at white space.
@@ -21,7 +23,8 @@ def word_error_rate(pred: str, gold: str) -> float:
         return float(len(pred_words))
     if not pred_words or len(pred_words) >= 2 * len(gold_words):
         return 1.0
-    import jiwer
+    with IMPORTING:
+        import jiwer
 
     # jiwer splits at blanks alone and would take "a\nb" for one word.
     return jiwer.process_words(" ".join(gold_words), " ".join(pred_words)).wer
