@@ -140,6 +140,8 @@ def test_killed(main_ppo, kill_worker, whole, folder, kill):
     killer = Killer(folder, kills, kill_worker)
     before = saved_step(folder)
     run = main_ppo(folder, *SMALL, watch=killer, must_succeed=False, gone_within=GONE_WITHIN)
+    gone = "" if run.gone_at is None else f"; all gone after {run.gone_at - killer.killed_at:.0f} s"
+    print(f"{' then '.join(' '.join(k) for k in kills)}: steps {before} -> {saved_step(folder)}{gone}", flush=True)
     assert not killer.left, f"ended before {killer.left}\n{run.log[-4000:]}"
     # Without one of its processes the run ends, and says so; it never goes on.
     assert run.returncode != 0
@@ -148,8 +150,6 @@ def test_killed(main_ppo, kill_worker, whole, folder, kill):
     if len(kills) > 1:
         assert "a reward worker died and was started anew" in run.log
     assert_went_as(whole, run)
-    gone = "" if run.gone_at is None else f"; all gone after {run.gone_at - killer.killed_at:.0f} s"
-    print(f"{' then '.join(' '.join(k) for k in kills)}: steps {before} -> {saved_step(folder)}{gone}", flush=True)
 
 
 def test_at_the_end_nothing_is_lost(main_ppo, whole, folder):
