@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,10 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
 from verl_care.config import Config
+from verl_care.shaping.base import ShapingBatch
 from verl_care.shaping.lifecycle import STAGES, Lifecycle, group_utilities
-from verl_care.workers.batch import FIELDS, as_list, read_rollouts
-from verl_care.workers.state import StateError, load_state, save_state
-
-try:
-    import transfer_queue as tq
-except ImportError:
-    from verl.utils.transferqueue_utils import tq
-
-logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
+from verl_care.workers.batch import as_list
+from verl_care.workers.state import resume_state, save_state
 
 STATE_FILE = "care_lifecycle.json"
 RULE = "favchat"
@@ -58,27 +49,18 @@ class PromptLifecycleMixin(PPOTrainer):
         self._waiting = _rows(batch, range(size, len(batch))) if len(batch) > size else None
         return _rows(batch, range(size)) if len(batch) > size else batch
 
-    def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
-        if self.care_config.favchat.enabled:
-            data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
-            rollouts = read_rollouts(
-                batch.keys,
-                batch.tags,
-                data,
-                self.global_steps,
-                correct_threshold=self.care_config.shaping.correct_threshold,
-                require_accuracy=False,
-            ).batch
-            utilities = group_utilities(rollouts.accuracy, rollouts.group, list(rollouts.prompt_key))
-            self.lifecycle = self.lifecycle.observe(utilities, utilities.values(), self.care_config.favchat)
-            metrics["care/favchat/utility"] = float(torch.tensor(list(utilities.values())).mean())
-            # verl sums a key with "total" over the updates of a step.
-            metrics["care/favchat/passed_over_total"] = float(self._passed_over)
-            self._passed_over = 0
-            stages = [self.lifecycle.stage(key, self.care_config.favchat) for key in self.lifecycle.prompts]
-            for stage in STAGES:
-                metrics[f"care/favchat/{stage}_share"] = stages.count(stage) / len(stages)
-        return super()._compute_advantage(batch, metrics)
+    def observe_prompts(self, batch: ShapingBatch, metrics: dict) -> None:
+        """Takes the utilities of an update's prompts into account, and says so in ``metrics``."""
+        config = self.care_config.favchat
+        utilities = group_utilities(batch.accuracy, batch.group, list(batch.prompt_key))
+        self.lifecycle = self.lifecycle.observe(utilities, utilities.values(), config)
+        metrics["care/favchat/utility"] = float(torch.tensor(list(utilities.values())).mean())
+        # verl sums a key with "total" over the updates of a step.
+        metrics["care/favchat/passed_over_total"] = float(self._passed_over)
+        self._passed_over = 0
+        stages = [self.lifecycle.stage(key, config) for key in self.lifecycle.prompts]
+        for stage in STAGES:
+            metrics[f"care/favchat/{stage}_share"] = stages.count(stage) / len(stages)
 
     def _save_checkpoint(self) -> None:
         if self.care_config.favchat.enabled:
@@ -90,17 +72,15 @@ class PromptLifecycleMixin(PPOTrainer):
         super()._load_checkpoint()
         if not self.care_config.favchat.enabled or self.global_steps == 0:
             return
-        trainer = self.config.trainer
-        by_path = trainer.resume_mode == "resume_path"
-        folder = trainer.resume_from_path if by_path else f"{trainer.default_local_dir}/global_step_{self.global_steps}"
-        try:
-            self.lifecycle = Lifecycle.from_dict(load_state(folder, RULE, self.global_steps, file=STATE_FILE))
-        except (StateError, ValueError) as error:
-            if self.care_config.on_missing_state != "fresh":
-                raise StateError(str(error)) from None
-            logger.warning(
-                f"care.on_missing_state=fresh: beginning new lifecycles at step {self.global_steps}: {error}"
-            )
+        saved = resume_state(
+            self.config.trainer,
+            RULE,
+            self.global_steps,
+            Lifecycle.from_dict,
+            on_missing=self.care_config.on_missing_state,
+            file=STATE_FILE,
+        )
+        self.lifecycle = self.lifecycle if saved is None else saved
 
 
 def _rows(batch: TensorDict, rows: Any) -> TensorDict:

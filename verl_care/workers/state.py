@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "INFO"))
 
 STATE_FILE = "care_state.json"
 STATE_VERSION = 1
+State = TypeVar("State")
 
 MIGRATIONS: dict[int, Callable[[str, dict[str, Any]], dict[str, Any]]] = {}
 """Version -> function of a rule's name and its state that gives the state of the next version. A field that may be
@@ -70,6 +75,42 @@ def load_state(folder: str | os.PathLike[str], rule: str, global_step: int, file
             f"expected rule {rule} at step {global_step}. {remedy}"
         )
     return state
+
+
+def resume_state(
+    trainer: Any,
+    rule: str,
+    global_step: int,
+    from_dict: Callable[[dict[str, Any]], State],
+    *,
+    on_missing: str,
+    file: str = STATE_FILE,
+) -> State | None:
+    """The state in the checkpoint that a run goes on from.
+
+    Args:
+        trainer: verl's ``trainer`` node.
+        rule: name of the rule that wrote it.
+        global_step: verl's step after it has loaded the checkpoint.
+        from_dict: makes the state of JSON types.
+        on_missing: ``care.on_missing_state``.
+        file: its name.
+
+    Returns:
+        The state; None where it cannot be had and ``on_missing`` is ``fresh``, with a warning.
+
+    Raises:
+        StateError: it cannot be had otherwise; names file and remedy.
+    """
+    by_path = trainer.resume_mode == "resume_path"
+    folder = trainer.resume_from_path if by_path else f"{trainer.default_local_dir}/global_step_{global_step}"
+    try:
+        return from_dict(load_state(folder, rule, global_step, file))
+    except (StateError, ValueError) as error:
+        if on_missing != "fresh":
+            raise StateError(str(error)) from None
+        logger.warning(f"care.on_missing_state=fresh: beginning a new state of {rule} at step {global_step}: {error}")
+        return None
 
 
 def check_tracker(run_dir: str | os.PathLike[str]) -> None:

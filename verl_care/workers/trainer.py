@@ -46,7 +46,7 @@ from verl_care.workers.liveness import watch_rollouts
 from verl_care.workers.prompt_lifecycle import PromptLifecycleMixin
 from verl_care.workers.reward_workers import restarting_reward_workers
 from verl_care.workers.rollout_log import RolloutLog
-from verl_care.workers.state import StateError, check_tracker, load_state, save_state
+from verl_care.workers.state import check_tracker, resume_state, save_state
 from verl_care.workers.token_selection import TokenSelectionMixin, check_loss_mode
 from verl_care.workers.validation import ValidationMixin
 
@@ -70,6 +70,8 @@ class CareTrainerMixin(ValidationMixin):
     """verl's own name of the trainer below."""
     selection_columns: Callable[[list[int], torch.Tensor | None], dict[str, Any]]
     """Columns of the rollout log that ``TokenSelectionMixin`` gives."""
+    observe_prompts: Callable[[ShapingBatch, dict], None]
+    """What ``PromptLifecycleMixin`` learns from an update."""
 
     def __init__(self, config: DictConfig) -> None:
         with open_dict(config):
@@ -141,7 +143,8 @@ class CareTrainerMixin(ValidationMixin):
         return metrics
 
     def _compute_advantage(self, batch: Any, metrics: dict) -> Any:
-        if self.shaper is None and self.rollout_log is None:
+        has_lifecycles = self.care_config.favchat.enabled
+        if self.shaper is None and self.rollout_log is None and not has_lifecycles:
             return super()._compute_advantage(batch, metrics)
         wanted = self.shaper.wanted_extra if self.shaper is not None else {}
         texts_are_logged = self.rollout_log is not None and self.rollout_log.keeps_text
@@ -165,6 +168,8 @@ class CareTrainerMixin(ValidationMixin):
         metrics.update(compute_survival_metrics(rows.batch, self._prompts_an_update, self._responses_a_prompt))
         metrics.update(_reward_metrics(rows))
         metrics.update(_shuffled_metrics(rows))
+        if has_lifecycles:
+            self.observe_prompts(rows.batch, metrics)
         if self.shaper is None:
             shaped = Shaped(bonus=torch.zeros(len(rows)))
             result = super()._compute_advantage(batch, metrics)
@@ -265,14 +270,14 @@ class CareTrainerMixin(ValidationMixin):
             )
         if self.shaper is None or self.global_steps == 0:
             return
-        by_path = trainer.resume_mode == "resume_path"
-        folder = trainer.resume_from_path if by_path else f"{trainer.default_local_dir}/global_step_{self.global_steps}"
-        try:
-            self.shaper_state = self.shaper.state_from_dict(load_state(folder, self.shaper.name, self.global_steps))
-        except (StateError, ValueError) as error:
-            if self.care_config.on_missing_state != "fresh":
-                raise StateError(str(error)) from None
-            logger.warning(f"care.on_missing_state=fresh: beginning a new state at step {self.global_steps}: {error}")
+        saved = resume_state(
+            trainer,
+            self.shaper.name,
+            self.global_steps,
+            self.shaper.state_from_dict,
+            on_missing=self.care_config.on_missing_state,
+        )
+        self.shaper_state = self.shaper_state if saved is None else saved
 
 
 def _reward_metrics(rows: RolloutRows) -> dict[str, float]:
