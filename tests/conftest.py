@@ -4,10 +4,19 @@ Ray and TransferQueue come as fixtures of our own plugin; they start only when a
 """
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["verl_care.testing.plugin"]
+
+
+@pytest.fixture(scope="session")
+def demo_assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder as `verl-care demo` makes it, with its warm-started model; built once (half a minute)."""
+    from verl_care.data import demo
+
+    return demo.build_assets(folder=tmp_path_factory.mktemp("demo_assets") / "demo")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

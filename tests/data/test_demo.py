@@ -33,12 +33,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demo.build_assets(folder=tmp_path_factory.mktemp("tiny") / "demo", size=TINY)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder as `verl-care demo` makes it."""
-    return demo.build_assets(folder=tmp_path_factory.mktemp("whole") / "demo")
-
-
 def test_every_problem_type_and_medium_is_asked_about(tiny: Path) -> None:
     rows = rows_of(tiny, "train")
     assert check_file(str(tiny / "train.parquet"), check_media=True) == len(rows)
@@ -198,15 +192,15 @@ def test_a_broken_video_of_ones_own_is_named(tmp_path: Path) -> None:
         demo.build_assets(folder=tmp_path / "demo", video_dir=videos, size=TINY)
 
 
-def test_warm_start_answers_by_the_clip_and_leaves_room(whole: Path) -> None:
+def test_warm_start_answers_by_the_clip_and_leaves_room(demo_assets: Path) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(whole / "model")
-    model = AutoModelForImageTextToText.from_pretrained(whole / "model").eval()
+    processor = AutoProcessor.from_pretrained(demo_assets / "model")
+    model = AutoModelForImageTextToText.from_pretrained(demo_assets / "model").eval()
     tokenizer = processor.tokenizer
     assert 200_000 < sum(parameter.numel() for parameter in model.parameters()) < 900_000
     assert model.config.text_config.vocab_size == len(tokenizer)
-    rows = rows_of(whole, "val")
+    rows = rows_of(demo_assets, "val")
     own = [row for row in rows if row["data_source"] == demo.DATA_SOURCE]
     right = demo_model.correct_probability(model, tokenizer, demo_model.encode_records(own, processor))
     assert 0.35 < right.mean() < 0.75
