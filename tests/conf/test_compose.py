@@ -60,6 +60,8 @@ def test_every_combination_starts(recipe, hardware, model, ablation, compose_job
 
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     load_config(config.care)
+    # The raw score is accuracy plus format: by it, an all-wrong group would stay.
+    assert config.algorithm.filter_groups.metric == "acc"
 
     # What the workers convert: an unknown key raises here, and only here.
     OmegaConf.set_struct(config, False)
