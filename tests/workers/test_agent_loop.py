@@ -47,10 +47,11 @@ def test_the_loop_seeds_its_own_copy_of_the_sampling_parameters(monkeypatch, cus
 
     async def run(self, sampling_params, priority=0, **kwargs):
         seen.append((sampling_params, priority, kwargs))
-        return SimpleNamespace(extra_fields={})
+        return SimpleNamespace(response_ids=[1], extra_fields={})
 
     monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
     loop = object.__new__(CareAgentLoop)
+    loop.config = OmegaConf.create()
     loop.rollout_config = OmegaConf.create({"custom": custom})
     shared = {"temperature": 1.0}
     asyncio.run(loop.run(shared, priority=2, **ROW))
@@ -117,6 +118,7 @@ class Loop(CareAgentLoop):
     """The loop with media and tokens that need neither files nor a processor; verl's `run` is its own."""
 
     def __init__(self, server, media, engine="vllm", response_length=64):
+        self.config = OmegaConf.create()
         self.server_manager = server
         self.tokenizer = Tokenizer()
         self.rollout_config = OmegaConf.create({"name": engine, "custom": {"seed": 3}})

@@ -7,6 +7,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.utils.dataset.rl_dataset import collate_fn
@@ -77,8 +78,9 @@ def test_without_siri_rows_have_no_budget(transfer_queue, tmp_path):
     assert MAX_TOKENS_COLUMN not in load(make_trainer(tmp_path))._next_train_batch().keys()
 
 
-@pytest.mark.parametrize(("column", "expected"), [({MAX_TOKENS_COLUMN: 37}, 37), ({}, None)])
-def test_the_agent_loop_samples_no_further_than_the_budget(monkeypatch, column, expected):
+@pytest.fixture
+def sampled(monkeypatch):
+    """A function: the sampling parameters with which the agent loop has verl sample for a row."""
     seen = []
 
     async def run(self, sampling_params, priority=0, **kwargs):
@@ -87,12 +89,21 @@ def test_the_agent_loop_samples_no_further_than_the_budget(monkeypatch, column, 
 
     monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
     loop = object.__new__(CareAgentLoop)
-    loop.rollout_config = SimpleNamespace(get=lambda name: {"seed": 1})
+    loop.config = OmegaConf.create()
+    loop.rollout_config = OmegaConf.create()
     loop.server_manager = None
+
+    def sample(params, **columns):
+        asyncio.run(loop.run(params, data_source="toy", index=0, session_id=0, global_steps=3, **columns))
+        return seen[-1]
+
+    return sample
+
+
+@pytest.mark.parametrize(("column", "expected"), [({MAX_TOKENS_COLUMN: 37}, 37), ({}, None)])
+def test_the_agent_loop_samples_no_further_than_the_budget(sampled, column, expected):
     shared = {"temperature": 1.0}
-    row = {"data_source": "toy", "index": 0, "session_id": 0, "global_steps": 1, **column}
-    asyncio.run(loop.run(shared, **row))
-    assert seen[0].get("max_new_tokens") == expected and "max_new_tokens" not in shared
+    assert sampled(shared, **column).get("max_new_tokens") == expected and "max_new_tokens" not in shared
 
 
 def test_metrics_say_how_many_responses_the_budget_cut(partition, tmp_path):
@@ -232,26 +243,17 @@ ANNEALING = ["care.annealing.enabled=true", "actor_rollout_ref.rollout.agent.def
 RAW = "actor_rollout_ref.rollout.logprobs_mode=raw_logprobs"
 
 
-def test_a_schedule_goes_from_the_trainer_through_the_row_to_the_request(transfer_queue, tmp_path, monkeypatch):
+def test_a_schedule_goes_from_the_trainer_through_the_row_to_the_request(transfer_queue, tmp_path, sampled):
     trainer = load(make_trainer(tmp_path, *ANNEALING, RAW))
     trainer.global_steps = 3
     column = trainer._next_train_batch().get(ANNEALING_COLUMN)[0]
     column = getattr(column, "data", column)
     assert column == {"tau_max": 1.2, "tau_min": 0.1, "decay_tokens": 1200.0, "warm_up": 10.0}
-    seen = []
-
-    async def run(self, sampling_params, priority=0, **kwargs):
-        seen.append(sampling_params)
-        return AgentLoopOutput(prompt_ids=[1], response_ids=[2], response_mask=[1], num_turns=2, metrics={})
-
-    monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
-    loop = object.__new__(CareAgentLoop)
-    loop.rollout_config = SimpleNamespace(get=lambda name: {})
-    loop.server_manager = None
-    row = {"data_source": "toy", "index": 0, "session_id": 0, "global_steps": 3}
-    asyncio.run(loop.run({"temperature": 1.0}, **row, **{ANNEALING_COLUMN: column}))
-    asyncio.run(loop.run({"temperature": 1.0}, **row))
-    assert seen == [{"temperature": 1.0, "extra_args": {ANNEALING_COLUMN: column}}, {"temperature": 1.0}]
+    assert sampled({"temperature": 1.0}, **{ANNEALING_COLUMN: column}) == {
+        "temperature": 1.0,
+        "extra_args": {ANNEALING_COLUMN: column},
+    }
+    assert sampled({"temperature": 1.0}) == {"temperature": 1.0}
 
 
 def test_vllm_gets_the_logits_processor_beside_others(transfer_queue, tmp_path):
