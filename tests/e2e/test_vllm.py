@@ -13,6 +13,16 @@ from verl_care import launch
 pytestmark = [pytest.mark.vllm, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 AGREEMENT = 1e-4
+WARM_UP = 8
+ANNEALED = [
+    "care.annealing.enabled=true",
+    # After the first tokens the first step takes the likeliest alone; the second samples as if nothing were set.
+    f"care.annealing.warm_up={WARM_UP}",
+    "care.annealing.tau_max=1",
+    "care.annealing.tau_min=1e-3",
+    "care.annealing.decay=1e-3",
+    "care.annealing.decay_growth=40000",
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,10 @@ def run(main_ppo, tmp_path_factory) -> VllmRun:
     before = weight_segments()
     try:
         done = main_ppo(
-            tmp_path_factory.mktemp("vllm"), "actor_rollout_ref.rollout.name=vllm", "trainer.total_training_steps=2"
+            tmp_path_factory.mktemp("vllm"),
+            "actor_rollout_ref.rollout.name=vllm",
+            "trainer.total_training_steps=2",
+            *ANNEALED,
         )
         left = weight_segments() - before
     finally:
@@ -60,6 +73,16 @@ def test_vllm_answers_about_every_medium_and_care_shapes(run, assets):
 @pytest.mark.parametrize("step", [1, 2])
 def test_the_engine_answers_with_the_actor_s_weights(run, step):
     assert run.steps[step]["training/rollout_probs_diff_max"] < AGREEMENT
+
+
+def test_annealing_moves_what_is_sampled_by_the_step_s_schedule(run):
+    """At every point the likeliest way on is to end the thoughts, answer in at most two words, and stop.
+
+    That the first step's log-probabilities are the actor's, too, says that they were taken before the scaling.
+    """
+    ending = len("</think> <answer> two words </answer>".split()) + 1
+    longest = {step: max(row["length"] for row in rows) for step, rows in run.rollouts.items()}
+    assert longest[1] <= WARM_UP + ending < longest[2]
 
 
 def test_nothing_is_left_behind(run, assets):
