@@ -210,7 +210,8 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
                 whole_lines, _, line = (line + printed.read()).rpartition("\n")
                 last_step = max([last_step, *parse_steps(whole_lines)])
                 killed = watch is not None and watch(process.pid, last_step)
-                time.sleep(0.1)
+                # Saving takes a tenth of a second: one who waits for it has to look often.
+                time.sleep(0.1 if watch is None else 0.02)
             if gone_within is not None and not killed:
                 gone_at = _wait_until_gone(marker, gone_within)
         text = log.read_text(errors="replace")

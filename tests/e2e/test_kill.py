@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 40
+STEPS = 60
 MOMENTS = ("setting up", "in a step", "saving", "saved")
 VICTIMS = {
     "all": "",
