@@ -203,7 +203,7 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
         killed, last_step, line, gone_at = False, 0, "", None
         running = launch.main_ppo(command, log=log, cwd=folder, environ=environ)
         with running as process, open(log, errors="replace") as printed:
-            marker = f"RAY_TMPDIR={psutil.Process(process.pid).environ()['RAY_TMPDIR']}"
+            marker = _marker(process.pid)
             while process.poll() is None and not killed:
                 if time.monotonic() > deadline:
                     pytest.fail(f"no end after {seconds} s\n{log.read_text()[-4000:]}")
@@ -221,6 +221,13 @@ def main_ppo(assets: Assets) -> Iterator[Callable[..., Run]]:
         return Run(folder=folder, log=text, steps=parse_steps(text), returncode=returncode, gone_at=gone_at)
 
     yield run
+
+
+def _marker(driver: int) -> str:
+    """What all processes of a run have in their environment, which is not there before the first has begun."""
+    while "RAY_TMPDIR" not in (environ := psutil.Process(driver).environ()):
+        time.sleep(0.01)
+    return f"RAY_TMPDIR={environ['RAY_TMPDIR']}"
 
 
 def _wait_until_gone(marker: str, seconds: float) -> float:
