@@ -201,7 +201,7 @@ def build_results(
     benchmarks = {}
     for entry in scores:
         name = entry.benchmark.name
-        summary = summarise(entry, resamples=config.resamples)
+        summary = summarise(entry, [other for other in scores if other is not entry], resamples=config.resamples)
         if name in blind_by_name:
             summary["blind"] = summarise(blind_by_name[name], resamples=config.resamples)["headline"]
         if baseline is not None:
