@@ -304,13 +304,26 @@ def test_prepared_benchmarks_are_evaluated_as_they_come(taught, tmp_path):
         for n, duration in enumerate(("short", "long"))
     ]  # fmt: skip
     charades = [{"video": f"v{n}.mp4", "caption": "a shape goes by", "timestamp": [0.5, 1.5]} for n in range(2)]
+    # Two clues, each of which becomes a video of the prompt.
+    cgbench = [
+        {"qid": n, "video_uid": f"v{n}", "question": "Name the colour.", "answer": "red", "right_answer": "A",
+         "choices": [option[3:] for option in OPTIONS], "clue_intervals": [[0, 0.75], [1, 1.75]]}
+        for n in range(2)
+    ]  # fmt: skip
     prepared = []
-    for name, rows in (("video_mme", mme), ("charades_sta", charades)):
-        source = tmp_path / "source" / name / "test-00000-of-00001.parquet"
+    for name, rows in (
+        ("video_mme", mme),
+        ("charades_sta", charades),
+        *((name, cgbench) for name in ("cgbench", "cgbench_clue", "cgbench_miou")),
+    ):
+        source = tmp_path / "source" / name / ("cgbench_mini.json" if rows is cgbench else "test-0-of-1.parquet")
         source.parent.mkdir()
-        pq.write_table(pa.Table.from_pylist(rows), source)
+        if rows is cgbench:
+            source.write_text(json.dumps(rows), encoding="utf-8")
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), source)
         call = ["prepare", name, "--source", str(source.parent), "--videos", str(clips), "--out", str(tmp_path / name)]
-        done = CliRunner().invoke(app, call)
+        done = CliRunner().invoke(app, call + (["--set", "split=test"] if name == "cgbench" else []))
         assert done.exit_code == 0, done.output
         prepared.append(str(tmp_path / name))
     size = ["--frames", "4", "--min-pixels", "3136", "--max-pixels", "3136", "--max-tokens", "12", "--option-seed", "1"]
@@ -321,4 +334,6 @@ def test_prepared_benchmarks_are_evaluated_as_they_come(taught, tmp_path):
     assert set(found["video_mme"]["tables"]["strict"]["duration_class"]) == {"short", "long"}
     assert found["video_mme"]["reordered"] == {"moved": 2, "left": 0} and found["video_mme"]["videos"] == 2
     assert set(found["charades_sta"]["figures"]["strict"]) == {"R@1 IoU=0.3", "R@1 IoU=0.5", "R@1 IoU=0.7", "mIoU"}
-    assert found["charades_sta"]["failed"] == found["video_mme"]["failed"] == 0
+    assert all(entry["failed"] == 0 for entry in found.values())
+    assert found["cgbench"]["figures"]["strict"].keys() == {"clue-acc", "CRR", "acc@IoU"}
+    assert found["cgbench_miou"]["figures"]["strict"].keys() == {"mIoU", "rec@IoU"}
