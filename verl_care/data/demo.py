@@ -44,7 +44,7 @@ from verl_care.data.records import write_rows
 
 __all__ = ["DATA_SOURCE", "SWAPPED_SOURCE", "DemoError", "build_assets", "demo_folder"]
 
-VERSION = 10
+VERSION = 11
 """Of what a build makes; a folder of another version is built anew."""
 
 TRAIN_CLIPS, VAL_CLIPS = 180, 48
@@ -184,7 +184,7 @@ def _drawn_records(
             write_clip(clip, spec)
             for kind in rng.sample(VIDEO_KINDS, QUESTIONS_A_CLIP[split]):
                 rows.append(_record(rng, len(rows), kind, spec.answer(kind), split, video=clip))
-            if number % 3 == 0:
+            if number % 2 == 0:
                 rows += _other_media(rng, len(rows), folder, split, spec)
             made += 1
             on_progress("drawing clips", made, total)

@@ -157,8 +157,8 @@ def render_sign(words: str, rng: random.Random) -> Image.Image:
     """An image with the words of a sign on two lines, on a random shade."""
     image = Image.new("RGB", (FRAME_SIZE, FRAME_SIZE), (rng.randrange(60),) * 3)
     text = words.replace(" ", "\n")
-    font = ImageFont.load_default(size=16)
-    ImageDraw.Draw(image).multiline_text((4, 6), text, font=font, fill=(240, 240, 240))
+    font = ImageFont.load_default(size=22)
+    ImageDraw.Draw(image).multiline_text((3, 0), text, font=font, fill=(240, 240, 240))
     return image
 
 
