@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import psutil
@@ -46,8 +47,9 @@ class Watch:
             except (psutil.NoSuchProcess, OSError):
                 continue
             self.segments |= {line.split()[5] for line in mapped if "/dev/shm/" in line}
-        # Ray's own logs and sockets aside.
-        held["temp files"] = sum(1 for path in temp_dir.rglob("*") if path.is_file() and "session_" not in str(path))
+        # Ray's own logs and sockets aside, and the empty lock that verl leaves for every folder of a checkpoint.
+        files = [path for path in temp_dir.rglob("*") if path.is_file() and "session_" not in str(path)]
+        held["temp files"] = sum(1 for path in files if not re.fullmatch(r"ckpt_[0-9a-f]{8}\.lock", path.name))
         held["shared segments"] = sum(1 for segment in self.segments if Path(segment).exists())
         return held
 
