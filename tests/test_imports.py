@@ -59,3 +59,37 @@ def test_import_of_verl_gains_only_the_held_list():
         "verl_care.workers.cpu.platform",
     }
     assert tops(gained - ours) <= {"wrapt"}
+
+
+ALONE = """
+import importlib, json, os, pkgutil, sys
+import verl.utils.dataset.rl_dataset, verl.workers.engine_workers
+from verl_care import plugin, workers
+
+# Importing these fires the plugin's hooks: each child does it for itself. What they need is here once for all.
+assert not {*plugin._ADAPTERS, "verl.workers.engine.fsdp.transformer_impl"} & set(sys.modules)
+failed = {}
+for info in pkgutil.walk_packages(workers.__path__, "verl_care.workers."):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(info.name)
+        except Exception as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        if message := said.read():
+            failed[info.name] = message
+    os.waitpid(child, 0)
+print("\\n" + json.dumps(failed))
+"""
+
+
+def test_every_adapter_can_be_imported_first():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    failed = json.loads(done.stdout.splitlines()[-1])
+    assert {name: error for name, error in failed.items() if "No module named 'vllm'" not in error} == {}

@@ -6,12 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
 from verl_care.config import Config
 from verl_care.shaping.annealing import ANNEALING_COLUMN, schedule_of
 from verl_care.shaping.siri import MAX_TOKENS_COLUMN, length_budget
+from verl_care.workers.trainer_part import TrainerPart
 
 LOGITS_PROCESSOR = "verl_care.workers.vllm_annealing:AnnealedTemperature"
 """Where vLLM finds what scales the logits."""
@@ -49,7 +49,7 @@ def prepare_rollout(care: Config, config: DictConfig) -> None:
         kwargs.logits_processors = [*(kwargs.get("logits_processors") or []), LOGITS_PROCESSOR]
 
 
-class LengthBudgetMixin(PPOTrainer):
+class LengthBudgetMixin(TrainerPart):
     """Gives rows their budget and their temperature, where ``care.siri`` and ``care.annealing`` ask for it."""
 
     care_config: Config

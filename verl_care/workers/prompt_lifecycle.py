@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils import tensordict_utils as tu
 
 from verl_care.config import Config
@@ -15,12 +14,13 @@ from verl_care.shaping.base import ShapingBatch
 from verl_care.shaping.lifecycle import STAGES, Lifecycle, group_utilities
 from verl_care.workers.batch import as_list
 from verl_care.workers.state import resume_state, save_state
+from verl_care.workers.trainer_part import TrainerPart
 
 STATE_FILE = "care_lifecycle.json"
 RULE = "favchat"
 
 
-class PromptLifecycleMixin(PPOTrainer):
+class PromptLifecycleMixin(TrainerPart):
     """Draws prompts by their utility, where ``care.favchat.enabled`` asks for it."""
 
     care_config: Config

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.debug import marked_timer
 from verl.workers.utils.padding import response_from_nested
 
@@ -24,6 +23,7 @@ from verl_care.shaping import token_selection as ts
 from verl_care.workers import counterfactual
 from verl_care.workers.batch import as_list
 from verl_care.workers.rollout_log import TOKEN_BITS
+from verl_care.workers.trainer_part import TrainerPart
 
 try:
     import transfer_queue as tq
@@ -75,7 +75,7 @@ def check_loss_mode(config: Config, loss_agg_mode: str) -> None:
         ts.advantage_factor(nothing, nothing, loss_agg_mode, config.selected_tokens)
 
 
-class TokenSelectionMixin(PPOTrainer):
+class TokenSelectionMixin(TrainerPart):
     """Scores, selects and applies, where ``care.token_selection`` asks for it.
 
     Stands behind verl's trainers in the method resolution order: ``separate_async`` loads the weights of

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -345,28 +345,26 @@ def _log_columns(rows: RolloutRows, shaped: Shaped, texts: list[str | None], *, 
     return columns
 
 
+class TrainerParts(TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin, PPOTrainer):
+    """The parts that stand between verl's trainers and their base."""
+
+
 @register_trainer("care_sync")
-class CarePPOTrainerSync(
-    CareTrainerMixin, PPOTrainerSync, TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin
-):
+class CarePPOTrainerSync(CareTrainerMixin, PPOTrainerSync, TrainerParts):
     """verl's ``sync`` trainer with shaping."""
 
     verl_mode = "sync"
 
 
 @register_trainer("care_colocate_async")
-class CarePPOTrainerColocateAsync(
-    CareTrainerMixin, PPOTrainerColocateAsync, TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin
-):
+class CarePPOTrainerColocateAsync(CareTrainerMixin, PPOTrainerColocateAsync, TrainerParts):
     """verl's ``colocate_async`` trainer with shaping."""
 
     verl_mode = "colocate_async"
 
 
 @register_trainer("care_separate_async")
-class CarePPOTrainerSeparateAsync(
-    CareTrainerMixin, PPOTrainerSeparateAsync, TokenSelectionMixin, LengthBudgetMixin, PromptLifecycleMixin
-):
+class CarePPOTrainerSeparateAsync(CareTrainerMixin, PPOTrainerSeparateAsync, TrainerParts):
     """verl's ``separate_async`` trainer with shaping, once for each of its local updates."""
 
     verl_mode = "separate_async"

@@ -10,12 +10,12 @@ from typing import Any
 from omegaconf import open_dict
 from torch.utils.data import Subset
 from torchdata.stateful_dataloader import StatefulDataLoader
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from verl_care.config import load_config
 from verl_care.data.records import DataError
 from verl_care.data.val_sets import check_test_steps, is_test_row, is_test_step, record_reading
+from verl_care.workers.trainer_part import TrainerPart
 
 LENGTH_KEY = "response_length"
 """Name under which the tokens of a response stand in ``val-core/<data source>/``."""
@@ -36,7 +36,7 @@ def final_lengths(keys: Sequence[str], tags: Sequence[dict[str, Any]]) -> list[i
     return [int(tags[place]["response_len"]) for _, place in sorted(final.values(), key=lambda item: item[1])]
 
 
-class ValidationMixin(PPOTrainer):
+class ValidationMixin(TrainerPart):
     """Keeps rows of test sets for the steps of ``care.test_sets_at_steps``; adds mean lengths to every validation."""
 
     _test_dataloader: StatefulDataLoader | None = None

@@ -3,6 +3,7 @@
 Nothing heavy is imported here. `HOOKS` names, for each module of verl, what to register once it has been imported.
 """
 
+import importlib
 from collections.abc import Callable
 from types import ModuleType
 
@@ -14,9 +15,8 @@ def _register_platform(module: ModuleType) -> None:
 
 
 def _register_engines(module: ModuleType) -> None:
-    from verl_care.workers.cpu import engine
-
-    engine.register()
+    # Registers on import; where it is its own import of verl that led here, it goes on with that afterwards.
+    importlib.import_module("verl_care.workers.cpu.engine")
 
 
 def _register_rollout(module: ModuleType) -> None:

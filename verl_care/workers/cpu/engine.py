@@ -61,16 +61,11 @@ class _CPUEngineMixin:
         return module
 
 
+@EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")
 class CPUEngineWithLMHead(_CPUEngineMixin, FSDPEngineWithLMHead):
     """Actor and reference policy on the CPU."""
 
 
+@EngineRegistry.register(model_type="value_model", backend=["fsdp", "fsdp2"], device="cpu")
 class CPUEngineWithValueHead(_CPUEngineMixin, FSDPEngineWithValueHead):
     """Critic on the CPU."""
-
-
-def register() -> None:
-    """Enter both engines in verl's registry for the device ``cpu`` (once)."""
-    for model_type, engine in (("language_model", CPUEngineWithLMHead), ("value_model", CPUEngineWithValueHead)):
-        if EngineRegistry._engines.get(model_type, {}).get("fsdp2", {}).get("cpu") is None:
-            EngineRegistry.register(model_type=model_type, backend=["fsdp", "fsdp2"], device="cpu")(engine)
