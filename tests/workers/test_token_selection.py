@@ -8,12 +8,10 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
-import transfer_queue as tq
 from omegaconf import OmegaConf
-from tensordict import TensorDict
 
 from verl_care.shaping import token_selection as ts
-from verl_care.testing import MockWorkerGroup, build_config, build_trainer, make_group, put_rows, read_rows, run_update
+from verl_care.testing import build_config, build_trainer, make_group, put_rows, read_rows, run_update
 from verl_care.testing.rows import PLACEHOLDER_TOKEN_ID
 from verl_care.workers import counterfactual
 from verl_care.workers.rollout_log import TOKEN_BITS, log_files
@@ -29,33 +27,6 @@ PROCESSOR = SimpleNamespace(
     video_token_id=PLACEHOLDER_TOKEN_ID,
     video_processor=SimpleNamespace(temporal_patch_size=2, patch_size=14),
 )
-
-
-class Workers(MockWorkerGroup):
-    """An actor for which the picture moves the odd tokens of a response, and the order the last one."""
-
-    def compute_counterfactual_log_prob(self, batch):
-        self.calls.append(("compute_counterfactual_log_prob", batch))
-        self._check(batch)
-        request = batch.extra_info[counterfactual.REQUEST]
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["old_log_probs", *batch.fields]
-        )
-        without = [self.moved(row.clone(), request["kind"]) for row in data["old_log_probs"].unbind()]
-        fields = {
-            counterfactual.output_field(request["kind"]): torch.nested.as_nested_tensor(without, layout=torch.jagged)
-        }
-        return tq.kv_batch_put(
-            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
-        )
-
-    @staticmethod
-    def moved(log_prob, kind):
-        if kind == "visual":
-            log_prob[1::2] -= torch.arange(1, len(log_prob[1::2]) + 1)
-        else:
-            log_prob[-1] += 1.0
-        return log_prob
 
 
 @functools.cache
@@ -79,9 +50,7 @@ def compose(overrides, mode):
 def make_trainer(tmp_path, *overrides, mode="care_sync", processor=PROCESSOR):
     config = compose(overrides, mode).copy()
     config.trainer.default_local_dir = str(tmp_path)
-    trainer = build_trainer(mode, config, worker_group=Workers())
-    trainer.processor = processor
-    return trainer
+    return build_trainer(mode, config, processor=processor)
 
 
 def update(trainer, partition, prompts=PROMPTS, **arguments):
@@ -324,24 +293,6 @@ def test_d3s_trains_few_responses_first_and_more_later(partition, tmp_path):
     assert shares == [pytest.approx(2 / 7), pytest.approx(4 / 7)]
 
 
-class SquaresToo(Workers):
-    """Gives what verl's ``calculate_sum_pi_squared`` asks for: everything on the token, but for the rare ones."""
-
-    def compute_log_prob(self, batch):
-        assert batch.extra_info["calculate_sum_pi_squared"]
-        out = super().compute_log_prob(batch)
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["log_probs"])
-        squares = torch.nested.as_nested_tensor(
-            [row.exp() ** 2 for row in data["log_probs"].unbind()], layout=torch.jagged
-        )
-        tq.kv_batch_put(
-            keys=batch.keys,
-            partition_id=batch.partition_id,
-            fields=TensorDict({"sum_pi_squared": squares}, batch_size=len(batch)),
-        )
-        return out
-
-
 def test_capo_rejects_the_tokens_whose_step_is_too_large(partition, tmp_path):
     # With sum pi^2 = pi_a^2: ||v||^2 = (1 - pi_a)^2, so the least likely tokens have the largest steps.
     trainer = make_trainer(
@@ -352,7 +303,6 @@ def test_capo_rejects_the_tokens_whose_step_is_too_large(partition, tmp_path):
         "care.capo.fisher_threshold=2e-5",
         "actor_rollout_ref.actor.optim.lr=1e-3",
     )
-    trainer.actor_rollout_wg = trainer.ref_policy_wg = SquaresToo()
     out = update(trainer, partition)
     after = read_rows(out.batch, "advantages", "old_log_probs")
     counts = [0, 0]

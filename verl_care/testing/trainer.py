@@ -56,6 +56,7 @@ def build_trainer(
     *,
     worker_group: MockWorkerGroup | None = None,
     tokenizer: Any = None,
+    processor: Any = None,
     global_steps: int = 1,
     total_training_steps: int = 1000,
 ) -> Any:
@@ -69,6 +70,8 @@ def build_trainer(
         config: as ``build_config`` gives it; copied.
         worker_group: actor and reference policy; a ``MockWorkerGroup`` with two ranks by default.
         tokenizer: needs ``decode``, ``eos_token_id`` and ``pad_token_id``; a ``ByteTokenizer`` by default.
+        processor: of a model with vision; token selection reads its ``image_token_id``, ``video_token_id`` and
+            ``video_processor``. None for a text model.
         global_steps: the step that the next update has.
         total_training_steps: where the run would end.
     """
@@ -80,7 +83,7 @@ def build_trainer(
     made.actor_rollout_wg = made.ref_policy_wg = worker_group
     made.ref_in_actor = False
     made.tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
-    made.processor = None
+    made.processor = processor
     made.distillation_config = None
     made.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
     made.resource_pool_manager = SimpleNamespace(get_n_gpus=lambda: len(worker_group._dispatch_info["actor"]))

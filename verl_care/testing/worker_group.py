@@ -56,12 +56,36 @@ class MockWorkerGroup:
         return self.dp_size
 
     def compute_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
-        """Puts ``log_probs`` and ``entropy`` for every token of every row."""
+        """Puts ``log_probs`` and ``entropy`` for every token of every row; ``sum_pi_squared`` where it is asked for."""
         return self._forward("compute_log_prob", batch, self.version)
 
     def compute_ref_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
         """Puts ``log_probs`` of weights at version 0."""
         return self._forward("compute_ref_log_prob", batch, 0)
+
+    def compute_counterfactual_log_prob(self, batch: KVBatchMeta) -> KVBatchMeta:
+        """Puts log-probabilities of the responses without the picture, or on shuffled frames, as the batch asks for.
+
+        Taking the picture away costs the second token of a response 1, the fourth 2, the sixth 3 and so on; another
+        order of the frames gives the last token 1 more. All other tokens stay as they are.
+        """
+        from verl.workers.utils.padding import response_from_nested
+
+        from verl_care.workers.counterfactual import REQUEST, output_field
+
+        self.calls.append(("compute_counterfactual_log_prob", batch))
+        self._check(batch)
+        kind = batch.extra_info[REQUEST]["kind"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=batch.fields)
+        changed = []
+        for row in response_from_nested(self._log_probs(data["input_ids"], self.version), data["response_mask"]):
+            row = row.clone()
+            if kind == "visual":
+                row[1::2] -= torch.arange(1, len(row[1::2]) + 1)
+            else:
+                row[-1] += 1.0
+            changed.append(row)
+        return self._put(batch, {output_field(kind): torch.nested.as_nested_tensor(changed, layout=torch.jagged)})
 
     def update_actor(self, batch: KVBatchMeta) -> dict[str, Any]:
         """Notes the rows it would train on and counts the weights' version up."""
@@ -104,14 +128,23 @@ class MockWorkerGroup:
         self.calls.append((name, batch))
         self._check(batch)
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=batch.fields)
-        input_ids = data["input_ids"].unbind(0)
-        log_probs = [-0.1 - 0.05 * (ids % 7).float() - 0.01 * version for ids in input_ids]
-        output = {
-            "log_probs": torch.nested.as_nested_tensor(log_probs, layout=torch.jagged),
-            "entropy": torch.nested.as_nested_tensor([-value for value in log_probs], layout=torch.jagged),
-        }
+        log_probs = self._log_probs(data["input_ids"], version)
+        output = {"log_probs": log_probs, "entropy": -log_probs}
+        if batch.extra_info.get("calculate_sum_pi_squared"):
+            # As if what a token leaves were spread over a vocabulary without end.
+            output["sum_pi_squared"] = (2 * log_probs).exp()
+        return self._put(batch, output)
+
+    @staticmethod
+    def _log_probs(input_ids: torch.Tensor, version: int) -> torch.Tensor:
+        """A number for every token, jagged as ``input_ids``."""
+        rows = [-0.1 - 0.05 * (ids % 7).float() - 0.01 * version for ids in input_ids.unbind(0)]
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+    @staticmethod
+    def _put(batch: KVBatchMeta, fields: dict[str, torch.Tensor]) -> KVBatchMeta:
         return tq.kv_batch_put(
-            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(output, batch_size=len(batch))
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch))
         )
 
     def _check(self, batch: KVBatchMeta) -> None:
