@@ -96,6 +96,7 @@ def test_every_file_belongs_to_a_group_that_is_tried():
         "care",
         "care_dataset",
         "care_hardware",
+        "care_methods",
         "care_model",
         "care_sft_hardware",
         "care_tokens",

@@ -26,9 +26,13 @@ def test_the_temperature_falls_from_high_to_low():
 def test_later_steps_fall_more_slowly():
     assert [schedule_of(step, CONFIG)["decay_tokens"] for step in (1, 2, 101)] == [1000, 1100, 11000]
     assert schedule_of(10**6, CONFIG)["decay_tokens"] == 20 * 40000
+    config = AnnealingConfig(decay=1, decay_growth=2, decay_max=4)
+    assert [schedule_of(step, config)["decay_tokens"] for step in (1, 2, 3, 4)] == [20, 60, 80, 80]
 
 
-@pytest.mark.parametrize("wrong", [{"tau_min": 1.5}, {"tau_min": 0.0}, {"decay": 0.0}, {"warm_up": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"tau_min": 1.5}, {"tau_min": 0.0}, {"decay": 0.0}, {"decay_growth": -1}, {"warm_up": -1}]
+)
 def test_impossible_constants_are_errors(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AnnealingConfig(**wrong)

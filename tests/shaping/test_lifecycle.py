@@ -45,6 +45,27 @@ def test_how_often_prompts_are_drawn():
     assert drawn == {"low": "...#...#", "mid": "########", "top": ".#.#.#.#", "new": "########"}
 
 
+def test_smoothing_thresholds_and_frequencies_are_options():
+    config = FavchatConfig(smoothing=0.5, remove_below=0.3, cool_above=0.6, cool_every=3, revisit_every=2)
+    life = Lifecycle({"a": PromptLife(0.2, 1), "b": PromptLife(0.7, 1)}).observe(["a", "b"], [0.3, 0.6], config)
+    assert [life.prompts[key].utility for key in "ab"] == pytest.approx([0.25, 0.65])
+    assert [life.stage(key, config) for key in "ab"] == ["remove", "cool"]
+    assert [life.stage(key, CONFIG) for key in "ab"] == ["keep", "keep"]
+    drawn = []
+    for _ in range(6):
+        taken, life = life.draw("ab", config)
+        drawn.append(taken)
+    assert [sum(taken) for taken in zip(*drawn, strict=True)] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"smoothing": 1.0}, {"remove_below": 0.9}, {"cool_above": 1.1}, {"cool_every": 0}, {"revisit_every": 0}]
+)
+def test_impossible_constants_are_errors(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FavchatConfig(**wrong)
+
+
 def test_a_removed_prompt_comes_back_when_its_responses_disagree_again():
     life = Lifecycle({"low": PromptLife(0.1, 1)})
     for _ in range(4):

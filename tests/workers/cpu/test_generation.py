@@ -73,20 +73,6 @@ def test_greedy_batch_equals_transformers_generate(tiny):
         assert completion.token_ids == expected.tolist()
 
 
-def test_annealing_moves_what_is_sampled_and_no_log_probability(tiny):
-    frozen = {"tau_max": 1.0, "tau_min": 1e-4, "decay_tokens": 1e-3, "warm_up": 3.0}
-    plain = requests_with(tiny, lambda i: Sampling(max_tokens=12, temperature=0.8, seed=i))
-    annealed = requests_with(
-        tiny, lambda i: Sampling(max_tokens=12, temperature=0.8, seed=i, annealing=frozen if i % 2 else None)
-    )
-    before, after = (run(tiny, requests, eos=False) for requests in (plain, annealed))
-    for i, (request, old, new) in enumerate(zip(annealed, before, after, strict=True)):
-        assert new.token_ids[:3] == old.token_ids[:3]
-        assert (new.token_ids == old.token_ids) == (i % 2 == 0)
-        expected = forward_log_probs(tiny, request, new.token_ids)
-        torch.testing.assert_close(torch.tensor(new.log_probs), expected, atol=1e-6, rtol=1e-6)
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_log_probs_equal_a_plain_forward_pass(tiny, temperature):
     requests = requests_with(tiny, lambda i: Sampling(max_tokens=12, temperature=temperature, seed=i))
