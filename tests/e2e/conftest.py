@@ -246,8 +246,13 @@ def kill_worker() -> Callable[[int, str], None]:
     """A function that kills (SIGKILL) the one Ray worker of a run whose title holds a name."""
 
     def kill(driver: int, name: str) -> None:
-        processes = psutil.Process(driver).children(recursive=True)
-        workers = [process for process in processes if name in " ".join(process.cmdline())]
+        workers = []
+        for process in psutil.Process(driver).children(recursive=True):
+            try:
+                if name in " ".join(process.cmdline()):
+                    workers.append(process)
+            except psutil.Error:
+                continue  # It ends just now.
         assert len(workers) == 1, workers
         workers[0].kill()
 
