@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -9,11 +11,12 @@ def compose_job():
     """Composes verl's own `ppo_trainer` with overrides, as `main_ppo` does on its command line."""
     GlobalHydra.instance().clear()
 
-    def compose_job(*overrides: str) -> DictConfig:
+    @functools.cache
+    def composed(*overrides: str) -> DictConfig:
         # Another test may have cleared it.
         if not GlobalHydra.instance().is_initialized():
             initialize_config_module("verl.trainer.config", version_base=None)
         return compose("ppo_trainer", overrides=list(overrides))
 
-    yield compose_job
+    yield lambda *overrides: composed(*overrides).copy()
     GlobalHydra.instance().clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -22,8 +23,9 @@ from verl_care.workers.state import StateError
 pytestmark = pytest.mark.timeout(120)
 
 
-def make_trainer(tmp_path, *overrides, total_training_steps=20):
-    config = build_config(
+@functools.cache
+def compose(overrides):
+    return build_config(
         [
             "+care=base",
             "trainer.v1.trainer_mode=care_sync",
@@ -32,10 +34,14 @@ def make_trainer(tmp_path, *overrides, total_training_steps=20):
             "actor_rollout_ref.actor.ppo_mini_batch_size=4",
             "actor_rollout_ref.rollout.n=2",
             "data.max_response_length=100",
-            f"trainer.default_local_dir={tmp_path}",
             *overrides,
         ]
     )
+
+
+def make_trainer(tmp_path, *overrides, total_training_steps=20):
+    config = compose(overrides).copy()
+    config.trainer.default_local_dir = str(tmp_path)
     return build_trainer("care_sync", config, total_training_steps=total_training_steps)
 
 

@@ -1,5 +1,6 @@
 """The temporal contrast between trainer and agent loop: who is asked for shuffled responses, and what they cost."""
 
+import functools
 import logging
 from types import SimpleNamespace
 
@@ -16,8 +17,9 @@ from verl_care.testing.trainer import build_config, build_trainer, run_update
 pytestmark = pytest.mark.timeout(120)
 
 
-def make_trainer(tmp_path, *overrides, manager="t_grpo", mode="care_sync"):
-    config = build_config(
+@functools.cache
+def compose(overrides, manager, mode):
+    return build_config(
         [
             "+care=base",
             f"trainer.v1.trainer_mode={mode}",
@@ -25,10 +27,14 @@ def make_trainer(tmp_path, *overrides, manager="t_grpo", mode="care_sync"):
             "actor_rollout_ref.rollout.agent.default_agent_loop=care_agent",
             "actor_rollout_ref.rollout.n=4",
             "data.train_batch_size=4",
-            f"trainer.default_local_dir={tmp_path}",
             *overrides,
         ]
     )
+
+
+def make_trainer(tmp_path, *overrides, manager="t_grpo", mode="care_sync"):
+    config = compose(overrides, manager, mode).copy()
+    config.trainer.default_local_dir = str(tmp_path)
     return build_trainer(mode, config)
 
 
