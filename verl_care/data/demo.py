@@ -11,7 +11,6 @@ import json
 import math
 import os
 import random
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from verl_care.data.demo_clips import (
     write_clip,
     write_mp4,
 )
-from verl_care.data.records import write_rows
+from verl_care.data.records import replace_folder, write_rows
 
 __all__ = ["DATA_SOURCE", "SWAPPED_SOURCE", "DemoError", "build_assets", "demo_folder"]
 
@@ -127,9 +126,7 @@ def build_assets(
         raise DemoError(
             f"{folder}: is not empty and was not made by the demo; set VERL_CARE_DEMO_DIR to another folder"
         )
-    partial = folder.with_name(f".{folder.name}.partial{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replace_folder(folder) as partial:
         (partial / "clips").mkdir(parents=True)
         drawn, held_out = _drawn_records(partial, seed, size, on_progress)
         records = (drawn, held_out)
@@ -140,11 +137,6 @@ def build_assets(
         for name, rows in zip(("train", "val"), records, strict=True):
             write_rows([_moved(row, partial, folder) for row in rows], partial / f"{name}.parquet")
         (partial / MANIFEST).write_text(json.dumps(identity), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -336,9 +328,7 @@ def _user_records(
 
 def _train_model(records: Sequence[dict[str, Any]], folder: Path, seed: int, size: Size, on_progress: Progress) -> None:
     """The warm start on the training records, saved under ``folder/model``."""
-    import torch
-
-    from verl_care.data import demo_model
+    from verl_care.data import demo_model, tiny_qwen
 
     processor = demo_model.build_processor()
     model = demo_model.build_model(processor.tokenizer, seed)
@@ -356,11 +346,6 @@ def _train_model(records: Sequence[dict[str, Any]], folder: Path, seed: int, siz
         done += 1
         on_progress("warm start", done, plan.total_steps)
 
-    # One thread: so small a model gains nothing from more, and the weights then do not depend on how many there are.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with tiny_qwen.one_thread():
         demo_model.warm_start(model, processor.tokenizer, prompts, seed=seed, plan=plan, on_step=on_step)
-    finally:
-        torch.set_num_threads(threads)
     demo_model.save_model(model, processor, folder / "model")

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import random
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from verl_care.data import demo_model
+from verl_care.data import demo_model, tiny_qwen
 from verl_care.data.demo_clips import LETTERS, RGB, write_mp4
-from verl_care.data.records import Row, to_row, write_rows
+from verl_care.data.records import Row, replace_folder, to_row, write_rows
 from verl_care.rewards.scorer import GROUNDED_QA, GROUNDING
 
 DATA_SOURCE = "grounding_clips"
@@ -170,11 +167,7 @@ def build_folder(
     """
     if folder.exists():
         raise FileExistsError(f"{folder}: is there already; remove it, or name another folder")
-    partial = folder.with_name(f".{folder.name}.partial{os.getpid()}")
-    threads = torch.get_num_threads()
-    # So small a model gains nothing from more threads, and the weights then do not depend on how many there are.
-    torch.set_num_threads(1)
-    try:
+    with tiny_qwen.one_thread(), replace_folder(folder) as partial:
         rows = {}
         for split, count in (("train", train_clips), ("dev", dev_clips)):
             rows[split] = write_records(partial / "clips", split, count, seed)
@@ -184,10 +177,6 @@ def build_folder(
             for row in part:
                 row["videos"][0]["video"] = str(folder / "clips" / Path(str(row["videos"][0]["video"])).name)
             write_rows(part, partial / f"{split}.parquet")
-        os.replace(partial, folder)
-    finally:
-        torch.set_num_threads(threads)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _warm_start(

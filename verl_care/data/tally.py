@@ -9,9 +9,7 @@ training rewards decides how long they become. This stage makes clips, records a
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import nn
 
 from verl_care.data import demo_model, tiny_qwen
 from verl_care.data.demo_clips import write_mp4
-from verl_care.data.records import write_rows
+from verl_care.data.records import replace_folder, write_rows
 
 DATA_SOURCE = "tally"
 FRAME_SIZE = 28
@@ -319,19 +317,9 @@ def build_folder(
         built = json.loads(manifest.read_text(encoding="utf-8"))
         if {name: built.get(name) for name in identity} == identity:
             return built
-    partial = folder.with_name(f".{folder.name}.partial{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    threads = torch.get_num_threads()
-    # So small a model gains nothing from more threads, and the weights then do not depend on how many there are.
-    torch.set_num_threads(1)
-    try:
+    with tiny_qwen.one_thread(), replace_folder(folder) as partial:
         built = {**identity, "accuracy": _fill_folder(partial, folder, seed, size, on_progress)}
         (partial / manifest.name).write_text(json.dumps(built), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        torch.set_num_threads(threads)
-        shutil.rmtree(partial, ignore_errors=True)
     return built
 
 

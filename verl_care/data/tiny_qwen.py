@@ -7,6 +7,8 @@ changes no log-probability by more than 4e-4. Scaling by the fan-in makes it abo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,6 +73,20 @@ def build_model(
     model.generation_config.eos_token_id = token("<|im_end|>")
     model.generation_config.pad_token_id = token("<|endoftext|>")
     return model
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Has torch compute on one thread.
+
+    So small a model gains nothing from more, and its weights then do not depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
