@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from verl_care import launch
 pytestmark = [pytest.mark.vllm, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 AGREEMENT = 1e-4
-WARM_UP = 8
+WARM_UP = 1
 ANNEALED = [
     "care.annealing.enabled=true",
     # After the first tokens the first step takes the likeliest alone; the second samples as if nothing were set.
     f"care.annealing.warm_up={WARM_UP}",
     "care.annealing.tau_max=1",
-    "care.annealing.tau_min=1e-3",
+    "care.annealing.tau_min=1e-5",
     "care.annealing.decay=1e-3",
     "care.annealing.decay_growth=40000",
 ]
@@ -76,13 +77,18 @@ def test_the_engine_answers_with_the_actor_s_weights(run, step):
 
 
 def test_annealing_moves_what_is_sampled_by_the_step_s_schedule(run):
-    """At every point the likeliest way on is to end the thoughts, answer in at most two words, and stop.
+    """Responses to one prompt that begin alike go on alike where the likeliest token alone is taken.
 
     That the first step's log-probabilities are the actor's, too, says that they were taken before the scaling.
     """
-    ending = len("</think> <answer> two words </answer>".split()) + 1
-    longest = {step: max(row["length"] for row in rows) for step, rows in run.rollouts.items()}
-    assert longest[1] <= WARM_UP + ending < longest[2]
+    alike = {}
+    for step, rows in run.rollouts.items():
+        begun = collections.defaultdict(list)
+        for row in rows:
+            begun[row["prompt_key"], *row["response"].split()[:WARM_UP]].append(row["response"])
+        alike[step] = [len(set(texts)) == 1 for texts in begun.values() if len(texts) > 1]
+    assert len(alike[1]) >= 8 and all(alike[1])
+    assert sum(alike[2]) < len(alike[2]) / 2
 
 
 def test_nothing_is_left_behind(run, assets):
