@@ -7,11 +7,14 @@ import statistics
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from qwen_vl_utils import process_vision_info
 
 from verl_care.data import demo_model, tally
 from verl_care.data.records import check_record
 from verl_care.data.video import probe
 from verl_care.rewards.scorer import compute_score
+from verl_care.workers.positions import use_seconds
 
 
 def test_totals_by_hand():
@@ -57,7 +60,7 @@ def test_records_are_sound_and_traces_score(tmp_path):
     assert len({len(record["prompt"][0]["content"]) for record in records}) == len(tally.QUESTIONS)
     for record in records:
         check_record(record, "record")
-        # Events a second apart, as the warm start places them.
+        # Events a second apart.
         assert probe(record["videos"][0]["video"]) == (32, pytest.approx(2.0))
         clip = tally.clip_of(record)
         for pairs in (2, 16):
@@ -96,6 +99,40 @@ def test_a_build_is_used_again_and_another_size_is_not(built):
     assert not list(folder.parent.glob(".*partial*"))
     rows = pq.read_table(folder / "train.parquet").to_pylist()
     assert len(rows) == 8 and all(row["videos"][0]["video"].startswith(str(folder)) for row in rows)
+
+
+def test_the_warm_start_places_clips_as_training_does(tmp_path):
+    """Else the first step answers about clips that it cannot tell apart."""
+    records, processor = tally.write_records(tmp_path, "train", 3, seed=0), tally.build_processor()
+    model = tally.build_model(processor.tokenizer, seed=0)
+    prompts = demo_model.encode_records(records, processor)
+    batch = demo_model.collate(model, prompts, [torch.tensor([1, 2, 3])] * 3)
+    use_seconds(processor)
+    processor.config = model.config
+    for row, (record, prompt) in enumerate(zip(records, prompts, strict=True)):
+        images, videos = process_vision_info(
+            demo_model.messages_of(record), image_patch_size=14, return_video_metadata=True
+        )
+        clips, metadata = zip(*videos, strict=True)
+        text = processor.apply_chat_template(demo_model.messages_of(record), add_generation_prompt=True)
+        inputs = processor(
+            text=[text],
+            images=images,
+            videos=list(clips),
+            video_metadata=list(metadata),
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        length = inputs["input_ids"].shape[1]
+        assert inputs["input_ids"][0].tolist() == prompt.input_ids.tolist()
+        positions, _ = processor.get_rope_index(
+            inputs["input_ids"],
+            video_grid_thw=inputs["video_grid_thw"],
+            **processor.get_rope_index_kwargs(inputs),
+        )
+        assert torch.equal(batch["position_ids"][:, row, :length], positions[:, 0])
+        # The response goes on after the last second.
+        assert batch["position_ids"][:, row, length].tolist() == [int(positions.max()) + 1] * 3
 
 
 def test_questions_differ_in_tokens():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from verl_care.data import demo_clips, tiny_qwen
+from verl_care.data.positions import rope_index
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -118,10 +119,9 @@ def build_model(tokenizer: Any, seed: int) -> Any:
             "depth": 2,
             "window_size": 112,
             "fullatt_block_indexes": [0, 1],
-            # No position depends on seconds: the warm start and stock verl place frame pairs one second apart, vLLM and
-            # care.video.positions do not. So the warm-started weights fit them all, and rollout and actor agree with
-            # the video path switched off too. The order of the frames is still there: two frames make one patch, and
-            # attention is causal.
+            # No position depends on seconds, so that the warm-started weights fit the positions of stock verl and vLLM
+            # too: rollout and actor agree with the video path switched off. The order of the frames is still there:
+            # two frames make one patch, and attention is causal.
             "tokens_per_second": 0,
         },
         seed=seed,
@@ -138,6 +138,8 @@ class Prompt:
     """Flattened patches of the clip or the image, (patches, 1176), float32."""
     grid: Tensor | None
     """(1, 3) int64: frame pairs, patch rows, patch columns."""
+    seconds: float | None
+    """What one frame pair of a clip stands for; None without a clip."""
     is_video: bool
     media: str
     """Path of the clip or the image, "" without one."""
@@ -168,19 +170,19 @@ def encode_records(records: Sequence[dict[str, Any]], processor: Any) -> list[Pr
 
     register_pyav_reader()
     tokenizer = processor.tokenizer
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, tuple[Tensor, Tensor, float | None]] = {}
     prompts = []
     for record in records:
         messages = messages_of(record)
         text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         is_video = bool(record["videos"])
         media = record["videos"][0]["video"] if is_video else record["images"][0]["image"] if record["images"] else ""
-        pixels = grid = None
+        pixels = grid = seconds = None
         if media:
             # The questions about one clip share its pixels; the text gets as many placeholders as the processor gives.
             if media not in seen:
                 seen[media] = _media_patches(process_vision_info, messages, processor)
-            pixels, grid = seen[media]
+            pixels, grid, seconds = seen[media]
             token = processor.video_token if is_video else processor.image_token
             text = text.replace(token, token * (int(grid.prod()) // 4))
         prompts.append(
@@ -188,6 +190,7 @@ def encode_records(records: Sequence[dict[str, Any]], processor: Any) -> list[Pr
                 input_ids=torch.tensor(tokenizer(text)["input_ids"]),
                 pixels=pixels,
                 grid=grid,
+                seconds=seconds,
                 is_video=is_video,
                 media=media,
                 kind=record["extra_info"]["kind"],
@@ -197,17 +200,24 @@ def encode_records(records: Sequence[dict[str, Any]], processor: Any) -> list[Pr
     return prompts
 
 
-def _media_patches(process_vision_info: Any, messages: list[dict[str, Any]], processor: Any) -> tuple[Tensor, Tensor]:
-    """Flattened patches and grid of the one clip or image in the messages."""
+def _media_patches(
+    process_vision_info: Any, messages: list[dict[str, Any]], processor: Any
+) -> tuple[Tensor, Tensor, float | None]:
+    """Flattened patches and grid of the one clip or image in the messages, and a clip's seconds a frame pair."""
     images, videos = process_vision_info(messages, image_patch_size=14, return_video_metadata=True)
     if videos:
         clips, metadata = zip(*videos, strict=True)
         out = processor.video_processor(
-            videos=list(clips), video_metadata=list(metadata), do_sample_frames=False, return_tensors="pt"
+            videos=list(clips),
+            video_metadata=list(metadata),
+            do_sample_frames=False,
+            return_metadata=True,
+            return_tensors="pt",
         )
-        return out["pixel_values_videos"], out["video_grid_thw"]
+        seconds = processor.video_processor.temporal_patch_size / out["video_metadata"][0].sampled_fps
+        return out["pixel_values_videos"], out["video_grid_thw"], seconds
     out = processor.image_processor(images=images, return_tensors="pt")
-    return out["pixel_values"], out["image_grid_thw"]
+    return out["pixel_values"], out["image_grid_thw"], None
 
 
 def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_THOUGHTS) -> str:
@@ -219,7 +229,7 @@ def draw_response(answer: str, rng: random.Random, mean_thoughts: float = MEAN_T
 
 
 def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Model inputs of prompts with responses, padded on the right; positions as verl's agent loop computes them.
+    """Model inputs of prompts with responses, padded on the right; positions as the recipes have them.
 
     Returns:
         Keyword arguments for the model, plus `response_mask` (B, T), 1 on response tokens.
@@ -244,15 +254,14 @@ def collate(model: Any, prompts: Sequence[Prompt], responses: Sequence[Tensor]) 
         if members:
             batch[pixels] = torch.cat([prompt.pixels for prompt in members])
             batch[grid] = torch.cat([prompt.grid for prompt in members])
-    # verl gives no second_per_grid_ts here (AgentLoopWorker._compute_position_ids), which stands for one second.
-    position_ids, _ = model.model.get_rope_index(
-        input_ids=input_ids,
-        mm_token_type_ids=token_types,
-        # Without them transformers takes 1 too, but only for as many videos as the longest row has tokens.
-        second_per_grid_ts=[1.0] * len(videos) if videos else None,
+    position_ids, _ = rope_index(
+        input_ids,
+        token_types,
         image_grid_thw=batch.get("image_grid_thw"),
         video_grid_thw=batch.get("video_grid_thw"),
+        second_per_grid_ts=[prompt.seconds for prompt in videos] or None,
         attention_mask=attention_mask,
+        tokens_per_second=model.config.vision_config.tokens_per_second,
     )
     batch |= {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
     batch["response_mask"] = ((column >= starts[:, None]) & (column < lengths[:, None])).long()

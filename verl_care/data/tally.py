@@ -30,7 +30,7 @@ FRAME_SIZE = 28
 MAX_EVENTS = 16
 FRAMES_PER_EVENT = 2
 CLIP_FPS = 2
-"""One second an event: the warm start places events a second apart, as verl does whatever the clip's speed."""
+"""One second an event."""
 MEAN_EVENTS = 6.0
 MIN_EVENTS = 2
 VALUES = {"red": 1, "green": 2, "blue": 3}
@@ -288,7 +288,7 @@ class Size:
     warm_steps: int = 150
 
 
-VERSION = 2
+VERSION = 3
 """Of what a build makes; a folder of another version is built anew."""
 FORCED_PAIRS = (1, 2, 4, 8, 12, 16)
 
