@@ -303,6 +303,13 @@ class EvalEngine(StrEnum):
     vllm = "vllm"
 
 
+class Positions(StrEnum):
+    """How the videos of Qwen2.5-VL are placed in time."""
+
+    seconds = "seconds"
+    stock = "stock"
+
+
 class Strategy(StrEnum):
     """How a question is asked."""
 
@@ -344,6 +351,9 @@ def evaluate(
         int | None, typer.Option(help="Tokens of prompt and answer. Default: the model's.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, … Default: by device and checkpoint.")] = None,
+    positions: Annotated[Positions, typer.Option(help="How Qwen2.5-VL's videos are placed; train alike.")] = (
+        Positions.seconds
+    ),
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help="GPUs a copy is spread over (vllm).")] = 1,
     replicas: Annotated[int, typer.Option(min=1, help="Copies of the model, spread over GPUs by Ray.")] = 1,
     strategy: Annotated[Strategy, typer.Option(help="Ask once, or at more frames where answers disagree.")] = (
@@ -382,6 +392,7 @@ def evaluate(
                 batch_size=batch_size,
                 max_model_len=max_model_len,
                 dtype=dtype,
+                positions=positions.value,
                 tensor_parallel_size=tensor_parallel_size,
                 replicas=replicas,
             ),

@@ -11,6 +11,10 @@ from verl_care.evaluation.engines import EngineConfig, build_engine
 from verl_care.evaluation.interface import Completion, Question, Request
 from verl_care.evaluation.items import build_item
 from verl_care.evaluation.sparse_to_dense import SparseToDense
+from verl_care.testing import clips, tiny_models
+from verl_care.workers.cpu import generation
+
+plain_generate = generation.generate
 
 GREEDY = {"temperature": 0.0, "max_tokens": 40}
 
@@ -122,9 +126,61 @@ def test_sparse_to_dense_drives_it(engine, questions):
     assert easy.decided and easy.num_frames == 2
 
 
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    """A model whose positions count seconds, and a question about 16 frames of 40 seconds."""
+    folder = tmp_path_factory.mktemp("positions")
+    model = tiny_models.save(folder / "model", "qwen2_5_vl")
+    path = clips.write_clip(folder / "clip.mp4", seconds=40, seed=0)
+    size = {"min_pixels": 56 * 56, "max_pixels": 56 * 56}
+    asked = [
+        {"type": "video", "video": str(path), "nframes": 16, **size},
+        {"type": "text", "text": "What colour is it?"},
+    ]
+    return model, Question(key="long", prompt=[{"role": "user", "content": asked}])
+
+
+def ask_long(name, long_clip, **options):
+    model, question = long_clip
+    engine = build_engine(EngineConfig(model=str(model), name=name, max_model_len=512, num_workers=1, **options))
+    try:
+        return engine([Request(question=question, sampling={"temperature": 0.0, "max_tokens": 12})])[0].text
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("word", "after_video"), [("seconds", 71), ("stock", 2)])
+def test_videos_stand_where_training_has_them(word, after_video, long_clip, monkeypatch):
+    rows = []
+    monkeypatch.setattr(
+        generation,
+        "generate",
+        lambda model, requests, **options: rows.extend(requests) or plain_generate(model, requests, **options),
+    )
+    ask_long("hf", long_clip, positions=word)
+    (row,) = rows
+    times = row.position_ids[0].tolist()
+    tokenizer = tiny_models.build_processor("qwen2_5_vl").tokenizer
+    places = [i for i, token in enumerate(row.prompt_ids) if token == tokenizer.convert_tokens_to_ids("<|video_pad|>")]
+    assert len(places) == 8 * 2
+    # Eight pairs, five seconds apart, two positions a second.
+    first = times[places[0]]
+    assert [times[place] - first for place in places[::2]] == [10 * pair for pair in range(8)]
+    # Text goes on after the largest position; transformers 5.9 counts height and width alone.
+    assert times[places[-1] + 1] - first == after_video
+
+
+@pytest.mark.vllm
+def test_engines_place_videos_alike(long_clip):
+    there, here = (ask_long(name, long_clip).split() for name in ("vllm", "hf"))
+    assert there == here != ask_long("hf", long_clip, positions="stock").split()
+
+
 def test_an_unknown_engine_and_an_unknown_parameter_are_named(taught, questions):
     with pytest.raises(ValueError, match="engine: expected hf or vllm; got 'sglang'"):
         build_engine(EngineConfig(model=str(taught.model), name="sglang"))
+    with pytest.raises(ValueError, match="positions: expected seconds or stock; got 'second'"):
+        build_engine(EngineConfig(model=str(taught.model), positions="second"))
     engine = build_engine(EngineConfig(model=str(taught.model), max_model_len=512))
     with pytest.raises(ValueError, match=r"does not know the sampling parameters \['beams'\]"):
         engine([Request(question=questions[0], sampling={"beams": 3})])

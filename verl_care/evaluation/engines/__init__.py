@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from verl_care.evaluation.interface import Generated, Request
+from verl_care.workers.positions import SECONDS, STOCK
 
 ENGINES = ("hf", "vllm")
 
@@ -47,6 +48,9 @@ class EngineConfig:
     """Share of a GPU's memory (vLLM)."""
     replicas: int = 1
     """Copies of the model, each in a process of Ray with GPUs of its own, where there are any."""
+    positions: str = SECONDS
+    """How Qwen2.5-VL's videos are placed: by real seconds, as the recipes train, or as the engine's own library has it
+    (``stock``). vLLM keeps that of a process's first engine."""
     num_workers: int = 8
     """Threads that read media."""
     trust_remote_code: bool = False
@@ -57,11 +61,13 @@ def build_engine(config: EngineConfig) -> Engine:
     """The engine that a config describes, its model loaded.
 
     Raises:
-        ValueError: no engine of that name.
+        ValueError: no engine of that name, or no such positions.
         ImportError: vLLM is not installed.
     """
     if config.name not in ENGINES:
         raise ValueError(f"engine: expected {' or '.join(ENGINES)}; got {config.name!r}")
+    if config.positions not in (SECONDS, STOCK):
+        raise ValueError(f"positions: expected {SECONDS} or {STOCK}; got {config.positions!r}")
     if config.replicas > 1:
         from verl_care.evaluation.engines.replicas import ReplicatedEngine
 

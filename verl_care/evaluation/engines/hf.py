@@ -1,8 +1,8 @@
 """Engine ``hf``: transformers, on a CPU or a GPU, each answer with random draws of its own.
 
 Samples by ``workers.cpu.generation``, as the rollout engine of that name does: what a request gives depends on its seed
-and, but for rounding, not on what it is batched with. Positions are those of transformers' own ``generate``: frames
-stand where their times are.
+and, but for rounding, not on what it is batched with. Videos of Qwen2.5-VL stand where the recipes' training has them;
+with ``positions=stock``, and for other models, where transformers' own ``generate`` has them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.engines.media import Prepared, PromptReader, cut_at_stop
 from verl_care.evaluation.interface import TRUNCATED, Completion, Generated, Request
 from verl_care.workers.cpu import generation
+from verl_care.workers.positions import SECONDS, use_seconds
 
 _DEFAULT_MAX_TOKENS = 1024
 
@@ -44,6 +45,9 @@ class TransformersEngine:
         model = auto_class.from_pretrained(config.model, dtype=dtype, **options)
         self._model = model.to(self.device).eval()
         self._processor = AutoProcessor.from_pretrained(config.model, **options)
+        if config.positions == SECONDS:
+            self._processor.config = self._model.config
+            use_seconds(self._processor)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         self._reader = PromptReader(self._processor, config.num_workers)
         declared = self._model.generation_config.eos_token_id
@@ -64,6 +68,7 @@ class TransformersEngine:
             "torch": torch.__version__,
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self.device.type,
+            "positions": self.config.positions,
         }
 
     def prefetch(self, requests: Sequence[Request]) -> None:
@@ -160,7 +165,8 @@ class TransformersEngine:
 
     def _positions(self, ids_1L: torch.Tensor, inputs: Mapping[str, Any], has_vision: bool) -> torch.Tensor:
         plain = torch.arange(ids_1L.shape[1])[None]
-        find = getattr(getattr(self._model, "model", None), "get_rope_index", None)
+        own = getattr(getattr(self._model, "model", None), "get_rope_index", None)
+        find = getattr(self._processor, "get_rope_index", own)
         if find is None:
             return plain
         if not has_vision:

@@ -9,6 +9,7 @@ from typing import Any
 from verl_care.evaluation.engines import EngineConfig
 from verl_care.evaluation.engines.media import Prepared, PromptReader
 from verl_care.evaluation.interface import Completion, Generated, Request
+from verl_care.workers.positions import ENV_NAME
 
 _CPU_ENVIRONMENT = {
     # No core pinning and no compiler: a CPU runs small models in tests, several processes to a machine.
@@ -37,6 +38,8 @@ class VllmEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         # Standard output is for results.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        # Read by the plugin in each of vLLM's processes.
+        os.environ[ENV_NAME] = config.positions
         if on_cpu:
             for name, value in _CPU_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
@@ -68,7 +71,13 @@ class VllmEngine:
         import vllm
 
         dtype = str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
-        return {"engine": "vllm", "vllm": vllm.__version__, "torch": torch.__version__, "dtype": dtype}
+        return {
+            "engine": "vllm",
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "dtype": dtype,
+            "positions": self.config.positions,
+        }
 
     def prefetch(self, requests: Sequence[Request]) -> None:
         """See ``Engine``."""
