@@ -53,6 +53,18 @@ def test_parts_are_told_apart():
     assert metrics["care/adv_delta/amplifier"] == pytest.approx(0.05, abs=1e-6)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
+def test_a_bonus_for_all_moves_no_advantage_in_any_order(order):
+    """Almost alike: float32 would make 1e-3 of it, and another number in another order."""
+    effort = torch.tensor([0.090941321849823, 0.0864716589450836, 0.09500001072883606, 0.0928224444389343])[order]
+    batch = _batch([1 / 3] * 4, [23.0, 19, 31, 25], [0] * 4)
+    temporal = torch.full((4,), 0.3)
+    shaped = Shaped(bonus=effort + temporal, columns={"temporal_bonus": temporal})
+    metrics = compute_shaping_metrics(batch, shaped)
+    assert metrics["care/adv_delta/temporal"] == pytest.approx(0, abs=1e-9)
+    assert metrics["care/adv_delta/effort"] == pytest.approx(0.7175, abs=1e-3)
+
+
 def test_no_metric_name_falls_under_another_aggregation_of_verl():
     batch = _batch([1.0, 0.0], [10.0, 20.0], [0, 0])
     names = {**compute_batch_metrics(batch), **compute_shaping_metrics(batch, Shaped(bonus=torch.tensor([0.1, 0.0])))}

@@ -80,10 +80,13 @@ def compute_shaping_metrics(
     def mean_delta(without_N: Tensor) -> float:
         return float((full_N - advantage(without_N)).abs().mean())
 
-    reward_N = batch.score + shaped.bonus
-    full_N = advantage(reward_N) if shaped.advantage is None else shaped.advantage
+    # In float64: a group whose rewards hardly differ divides by a small spread, and float32's rounding, which depends on
+    # the order of the rows, would look like a contribution.
+    bonus_N = shaped.bonus.double()
+    reward_N = batch.score.double() + bonus_N
+    full_N = advantage(reward_N) if shaped.advantage is None else shaped.advantage.double()
     temporal_N = shaped.columns.get("temporal_bonus")
-    effort_N = shaped.bonus if temporal_N is None else shaped.bonus - temporal_N
+    effort_N = bonus_N if temporal_N is None else bonus_N - temporal_N
     base_N = reward_N - effort_N
     metrics = {
         "care/effort/mean": float(effort_N.mean()),
