@@ -230,15 +230,27 @@ def _marker(driver: int) -> str:
     return f"RAY_TMPDIR={environ['RAY_TMPDIR']}"
 
 
+RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+"""They hold nothing of the run; without their head node they look for it for a minute
+(`gcs_rpc_server_reconnect_timeout_s`) before they end."""
+
+
 def _wait_until_gone(marker: str, seconds: float) -> float:
-    """Waits until no process has `marker` in its environment; the time at which that was so."""
+    """Waits until no process but Ray's agents has `marker` in its environment; the time at which that was so."""
     deadline = time.monotonic() + seconds
-    while left := launch.processes_with(marker):
+    while left := [title for pid in launch.processes_with(marker) if (title := _title(pid)) not in {*RAY_AGENTS, ""}]:
         if time.monotonic() > deadline:
-            names = [psutil.Process(pid).cmdline() for pid in left if psutil.pid_exists(pid)]
-            pytest.fail(f"{seconds} s after the run's end there are still {names}")
+            pytest.fail(f"{seconds} s after the run's end there are still {left}")
         time.sleep(0.1)
     return time.monotonic()
+
+
+def _title(pid: int) -> str:
+    """First word of a process's command line; "" once it has ended."""
+    try:
+        return next(iter(psutil.Process(pid).cmdline()), "")
+    except psutil.Error:
+        return ""
 
 
 @pytest.fixture(scope="session")

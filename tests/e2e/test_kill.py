@@ -40,7 +40,7 @@ FIRST_REWARD_WORKER = dict(zip(KILLS[4:14:3], MOMENTS, strict=True))
 random.Random(0).shuffle(KILLS)
 
 GONE_WITHIN = 60
-"""Seconds after which nothing may be left of a run that has lost a process."""
+"""Seconds after which nothing may be left of a run that has lost a process; Ray's agents have their own time."""
 
 SMALL = ("data.train_batch_size=8", f"trainer.total_training_steps={STEPS}", "trainer.save_freq=1")
 
