@@ -80,8 +80,8 @@ def compute_shaping_metrics(
     def mean_delta(without_N: Tensor) -> float:
         return float((full_N - advantage(without_N)).abs().mean())
 
-    # In float64: a group whose rewards hardly differ divides by a small spread, and float32's rounding, which goes by the
-    # order of the rows, would look like a contribution.
+    # In float64: a group whose rewards hardly differ divides by a small spread, and float32's rounding, which goes by
+    # the order of the rows, would look like a contribution.
     bonus_N = shaped.bonus.double()
     reward_N = batch.score.double() + bonus_N
     full_N = advantage(reward_N) if shaped.advantage is None else shaped.advantage.double()
