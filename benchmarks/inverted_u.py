@@ -235,7 +235,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> Path:
     length_axis.set_ylabel("tokens a response")
     accuracy_axis.set_ylabel("accuracy")
     accuracy_axis.set_xlabel("step")
-    length_axis.legend(ncols=4, fontsize="small")
+    figure.legend(*length_axis.get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small")
     figure.savefig(path, dpi=120)
     return path
 
