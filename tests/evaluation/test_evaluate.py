@@ -194,6 +194,13 @@ def test_a_folder_of_another_model_is_refused(finished, taught, benchmarks):
         evaluate.evaluate(other)
 
 
+def test_a_folder_of_other_positions_is_refused(finished, taught, benchmarks):
+    config = config_of(taught, benchmarks, finished[0])
+    other = replace(config, engine=replace(config.engine, positions="stock"))
+    with pytest.raises(EvaluationError, match="of another run .positions: 'seconds', now 'stock'"):
+        evaluate.evaluate(other)
+
+
 def test_options_in_another_order_move_the_right_letter(taught, benchmarks, tmp_path):
     results = evaluate.evaluate(config_of(taught, benchmarks[:1], tmp_path, option_seed=3)).results
     entry = results["benchmarks"]["video_mme"]

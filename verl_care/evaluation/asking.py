@@ -41,7 +41,7 @@ def asking(
         expected: requests of all calls together, for progress; None for as many as were given so far.
 
     Raises:
-        EvaluationError: the folder's answers are of another model, engine or precision.
+        EvaluationError: the folder's answers are of another model, engine or precision, or at other positions.
     """
     engine_config = config.engine
     assert engine_config is not None
@@ -66,12 +66,12 @@ def claim(out_dir: Path, engine: EngineConfig, settings: Mapping[str, Any]) -> N
     """Notes which model a folder's answers are of, or refuses a folder of another one.
 
     Raises:
-        EvaluationError: its answers are of another model, engine or precision.
+        EvaluationError: its answers are of another model, engine or precision, or at other positions.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / RUN
     identity = {"version": VERSION, "model": engine.model, "digest": model_digest(engine.model)}
-    identity |= {"name": engine.name, "dtype": engine.dtype}
+    identity |= {"name": engine.name, "dtype": engine.dtype, "positions": engine.positions}
     if path.exists():
         before = read_json(path)
         for name, value in identity.items():

@@ -29,9 +29,18 @@ def positions_of_process() -> str:
         ValueError: it is neither ``seconds`` nor ``stock``.
     """
     word = os.environ.get(ENV_NAME) or STOCK
-    if word not in (SECONDS, STOCK):
-        raise ValueError(f"{ENV_NAME}: expected {SECONDS} or {STOCK}; got {word!r}")
+    check_word(ENV_NAME, word)
     return word
+
+
+def check_word(name: str, word: str) -> None:
+    """Refuses what says nothing about positions.
+
+    Raises:
+        ValueError: the word is neither ``seconds`` nor ``stock``; names the setting.
+    """
+    if word not in (SECONDS, STOCK):
+        raise ValueError(f"{name}: expected {SECONDS} or {STOCK}; got {word!r}")
 
 
 def use_seconds(processor: Any) -> None:

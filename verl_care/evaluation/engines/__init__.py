@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from verl_care.evaluation.interface import Generated, Request
-from verl_care.workers.positions import SECONDS, STOCK
+from verl_care.workers.positions import SECONDS, check_word
 
 ENGINES = ("hf", "vllm")
 
@@ -66,8 +66,7 @@ def build_engine(config: EngineConfig) -> Engine:
     """
     if config.name not in ENGINES:
         raise ValueError(f"engine: expected {' or '.join(ENGINES)}; got {config.name!r}")
-    if config.positions not in (SECONDS, STOCK):
-        raise ValueError(f"positions: expected {SECONDS} or {STOCK}; got {config.positions!r}")
+    check_word("positions", config.positions)
     if config.replicas > 1:
         from verl_care.evaluation.engines.replicas import ReplicatedEngine
 
