@@ -238,19 +238,19 @@ RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 def _wait_until_gone(marker: str, seconds: float) -> float:
     """Waits until no process but Ray's agents has `marker` in its environment; the time at which that was so."""
     deadline = time.monotonic() + seconds
-    while left := [title for pid in launch.processes_with(marker) if (title := _title(pid)) not in {*RAY_AGENTS, ""}]:
+    while left := [title for pid in launch.processes_with(marker) if (title := _title(pid)) not in {*RAY_AGENTS, None}]:
         if time.monotonic() > deadline:
             pytest.fail(f"{seconds} s after the run's end there are still {left}")
         time.sleep(0.1)
     return time.monotonic()
 
 
-def _title(pid: int) -> str:
-    """First word of a process's command line; "" once it has ended."""
+def _title(pid: int) -> str | None:
+    """First word of a process's command line; None once it has ended."""
     try:
         return next(iter(psutil.Process(pid).cmdline()), "")
     except psutil.Error:
-        return ""
+        return None
 
 
 @pytest.fixture(scope="session")
