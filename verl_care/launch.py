@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ def main_ppo(
     overrides: Sequence[str], *, log: Path, cwd: Path | None = None, environ: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen]:
     """Starts ``python -m verl.trainer.main_ppo`` and, on leaving, ends it and every process Ray started for it.
+
+    Ctrl-C, SIGTERM and a closed terminal leave it too.
 
     Args:
         overrides: Hydra overrides.
@@ -33,22 +36,45 @@ def main_ppo(
     ray_folder = tempfile.mkdtemp(prefix="vc-", dir="/tmp")
     marker = f"RAY_TMPDIR={ray_folder}"
     inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with open(log, "w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "verl.trainer.main_ppo", *overrides],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            # verl's checkpoint manager leaves lock files in TMPDIR.
-            env={**inherited, "RAY_TMPDIR": ray_folder, "TMPDIR": ray_folder, **(environ or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
+    with _exit_on(signal.SIGTERM, signal.SIGHUP):
+        with open(log, "w", encoding="utf-8") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "verl.trainer.main_ppo", *overrides],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                # verl's checkpoint manager leaves lock files in TMPDIR.
+                env={**inherited, "RAY_TMPDIR": ray_folder, "TMPDIR": ray_folder, **(environ or {})},
+                cwd=cwd,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            kill_run(process, marker)
+            shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+@contextmanager
+def _exit_on(*numbers: signal.Signals) -> Iterator[None]:
+    """Within it these signals raise SystemExit, status 128 + number; those that are ignored or handled stay so."""
+    # Only the main thread may set handlers, and only it is interrupted by them.
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in numbers if is_main and signal.getsignal(number) is signal.SIG_DFL]
+
+    def leave(number: int, frame: object) -> None:
+        # A second one does not break off the clean-up.
+        for other in ours:
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in ours:
+        signal.signal(number, leave)
     try:
-        yield process
+        yield
     finally:
-        kill_run(process, marker)
-        shutil.rmtree(ray_folder, ignore_errors=True)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def kill_run(process: subprocess.Popen, marker: str) -> None:
