@@ -45,7 +45,9 @@ COMMON = (
     "actor_rollout_ref.rollout.n=8",
     "actor_rollout_ref.actor.optim.lr=2e-4",
     "actor_rollout_ref.actor.loss_agg_mode=token-mean",
-    "actor_rollout_ref.rollout.custom.batch_window_ms=30",
+    # One update a step: the log-probs of the rollout are those of the policy that is updated, so no pass for them.
+    "algorithm.rollout_correction.bypass_mode=true",
+    "actor_rollout_ref.rollout.custom.batch_window_ms=200",
     "care.poll_interval=0.02",
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
@@ -112,6 +114,7 @@ def train(arm: str, seed: int, out_dir: Path, steps: int, size: tally.Size, cons
         f"data.train_files={assets}/train.parquet",
         f"data.val_files={assets}/train.parquet",
         f"actor_rollout_ref.model.path={assets}/model",
+        f"data.care_video.cache_dir={assets}/frames",
         f"data.seed={seed}",
         f"actor_rollout_ref.rollout.custom.seed={seed}",
         f"trainer.total_training_steps={steps}",
@@ -132,7 +135,7 @@ def train(arm: str, seed: int, out_dir: Path, steps: int, size: tally.Size, cons
             console.print(f"{arm} seed {seed}, step {shown}: {length:.1f} tokens, {accuracy:.2f}, {minutes:.1f} min")
 
     with launch.main_ppo(overrides, log=log, environ=environ) as process:
-        status = launch.wait(process, show)
+        status = launch.wait(process, show, interval_seconds=5)
     if status != 0:
         raise RuntimeError(f"{arm}, seed {seed}: main_ppo ended with status {status}; everything it printed: {log}")
     curve = read_metrics(metrics)
