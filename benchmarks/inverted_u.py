@@ -73,6 +73,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "care_seq_mean": (SEQUENCE_MEAN,),
     "naive_seq_mean": (SEQUENCE_MEAN, "reward.reward_manager.name=naive"),
 }
+QUESTION = ("care", "naive", "static_long", "static_short", "clock", "care_decoupled")
+"""Arms that tell whether routing by competence pays; they share a panel."""
 MANY_SEEDS = ("care", "naive")
 """Arms that run with five seeds; the others with three."""
 STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -218,27 +220,36 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> Path:
-    """PNG: length and accuracy over the steps, one line a run, smoothed over five steps, one colour an arm."""
+    """PNG: length and accuracy over the steps, smoothed over five: the mean of an arm's seeds, thin lines for each.
+
+    The arms that the question is about on the left, all others, with care to compare, on the right.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     from verl_care.report.curves import moving_mean
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    length_axis, accuracy_axis = figure.subplots(2, 1, sharex=True)
-    arms = list(dict.fromkeys(result["arm"] for result in results))
-    for result in results:
-        colour = colormaps["tab20"](arms.index(result["arm"]) % 20)
-        steps = range(1, len(result["length"]) + 1)
-        first = result is next(other for other in results if other["arm"] == result["arm"])
-        options = {"color": colour, "label": result["arm"] if first else None, "linewidth": 1.2}
-        length_axis.plot(steps, moving_mean(result["length"], 5), **options)
-        accuracy_axis.plot(steps, moving_mean(result["accuracy"], 5), **options)
-    length_axis.axhline(BEST_TOKENS, color="grey", linewidth=0.8, linestyle=":")
-    length_axis.set_ylabel("tokens a response")
-    accuracy_axis.set_ylabel("accuracy")
-    accuracy_axis.set_xlabel("step")
-    figure.legend(*length_axis.get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize="small")
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row", squeeze=False)
+    others = [arm for arm in ARMS if arm not in QUESTION]
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4, "fontsize": "small", "frameon": False}
+    for column, shown in enumerate((QUESTION, ("care", *others))):
+        for colour, arm in zip(colormaps["tab10"].colors, shown, strict=False):
+            runs = [result for result in results if result["arm"] == arm]
+            for axis, name in zip(panels[:, column], ("length", "accuracy"), strict=True):
+                lines = [moving_mean(run[name], 5) for run in runs]
+                for line in lines:
+                    axis.plot(range(1, len(line) + 1), line, color=colour, linewidth=0.6, alpha=0.4)
+                if lines:
+                    mean = [statistics.fmean(values) for values in zip(*lines, strict=True)]
+                    label = f"{arm} ({len(lines)})"
+                    axis.plot(range(1, len(mean) + 1), mean, color=colour, linewidth=2, label=label)
+        panels[0, column].axhline(BEST_TOKENS, color="grey", linewidth=0.8, linestyle=":")
+        panels[0, column].legend(**above)
+        panels[1, column].set_xlabel("step")
+    panels[0, 0].set_ylabel("tokens a response")
+    panels[1, 0].set_ylabel("accuracy")
+    figure.suptitle("mean over the seeds (their number in brackets), each seed thin", fontsize="small", color="0.35")
     figure.savefig(path, dpi=120)
     return path
 
