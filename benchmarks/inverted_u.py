@@ -245,7 +245,8 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> Path:
                     label = f"{arm} ({len(lines)})"
                     axis.plot(range(1, len(mean) + 1), mean, color=colour, linewidth=2, label=label)
         panels[0, column].axhline(BEST_TOKENS, color="grey", linewidth=0.8, linestyle=":")
-        panels[0, column].legend(**above)
+        if panels[0, column].get_legend_handles_labels()[0]:
+            panels[0, column].legend(**above)
         panels[1, column].set_xlabel("step")
     panels[0, 0].set_ylabel("tokens a response")
     panels[1, 0].set_ylabel("accuracy")
